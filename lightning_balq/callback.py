@@ -1,0 +1,460 @@
+"""Lightning callbacks that train a model with quantized weights and activations.
+
+They decide *when*: everything they do to a model is done by :mod:`lightning_balq.nn`, which also works alone.
+"""
+
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from rich.console import Console
+from torch import Tensor, nn
+
+from lightning_balq.functional._checks import Center, Granularity, Scale
+from lightning_balq.nn.activation import ActivationRange, ActivationSign, settle_ranges_, update_ranges_
+from lightning_balq.nn.config import QuantizationConfig
+from lightning_balq.nn.layers import activation_quantizers, quantized_layers
+from lightning_balq.nn.monitor import CodeMonitor, CodeStatistics
+from lightning_balq.nn.plan import Plan, plan
+from lightning_balq.nn.pretrained import evidence_of_training
+from lightning_balq.nn.quantize import quantize_
+from lightning_balq.nn.quantizer import BalancedQuantizer, DoReFaQuantizer, UniformQuantizer, WeightQuantizer
+from lightning_balq.nn.report import plan_table, record_table
+from lightning_balq.nn.schedule import Schedule, blend_at
+from lightning_balq.nn.timing import QuantizationTimer
+
+STATE_VERSION = 1
+FEW_BITS = 3
+"""Weight bits up to which a trained model does not survive being quantized at once (Zhou et al. 2017)."""
+
+_REPLACED_LINEAR = ("BitsandbytesPrecision", "TransformerEnginePrecision")
+
+
+@dataclass(eq=False)
+class QuantizationCallback(Callback, ABC):
+    """What all quantizing callbacks share; use one of the subclasses.
+
+    The model is quantized in ``setup``, before anything is wrapped or configured, or as soon as its own ``setup`` or
+    ``configure_model`` has built it, and stays quantized afterwards: ``model(x)`` is the network that was trained, and
+    :func:`lightning_balq.unquantize_` gives the float one back. Checkpoints keep the keys and values of the float model.
+
+    Every ``record_every_n_steps`` optimizer steps, and at the end, it records to all loggers and ``callback_metrics``,
+    for each layer (``balq/<layer>/..``) and overall (``balq/..``): ``effective_bitwidth``, ``bin_utilization``,
+    ``imbalance`` and ``code_flip_rate`` of the weight codes; and ``balq/overhead``, the share of the training step spent
+    in the forward of the quantizers (not measured inside compiled code).
+    """
+
+    weight_bits: int = 4
+    activation_bits: int | None = None
+    _: KW_ONLY
+    activation_range: ActivationRange = "observed"
+    activation_sign: ActivationSign = "auto"
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = ()
+    weight_bits_by_layer: Mapping[str, int] = field(default_factory=dict)
+    activation_bits_by_layer: Mapping[str, int] = field(default_factory=dict)
+    quantize_first_last: bool = False
+    start_step: int = 0
+    blend_steps: int = 0
+    record_every_n_steps: int = 50
+    verbose: int = 1
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check every argument."""
+        for argument in ("start_step", "blend_steps", "record_every_n_steps", "verbose"):
+            value = getattr(self, argument)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"`{argument}` must be an int, got {value!r} of type {type(value).__name__}")
+            if value < 0:
+                raise ValueError(f"`{argument}` must not be negative, got {value}")
+        if self.name is not None and not isinstance(self.name, str):
+            raise TypeError(
+                f"`name` must be a str or None, got {self.name!r} of type {type(self.name).__name__}"
+            )
+        self._config()
+        self._forget()
+        self._overheads: list[float] = []
+
+    @abstractmethod
+    def _quantizer(self) -> WeightQuantizer:
+        """Build the weight quantizer that the arguments describe."""
+
+    def _config(self) -> QuantizationConfig:
+        return QuantizationConfig(
+            weight=self._quantizer(),
+            activation_bits=self.activation_bits,
+            activation_range=self.activation_range,
+            activation_sign=self.activation_sign,
+            include=self.include,
+            exclude=self.exclude,
+            weight_bits_by_layer=self.weight_bits_by_layer,
+            activation_bits_by_layer=self.activation_bits_by_layer,
+            quantize_first_last=self.quantize_first_last,
+        )
+
+    def plan(self, model: nn.Module) -> Plan:
+        """Say what would be quantized in ``model``, without touching it; ``print(callback.plan(model))`` is a table.
+
+        Raises:
+            ValueError: if the arguments do not fit the model.
+        """
+        return plan(model, self._config())
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint; two callbacks of one kind in one Trainer need different names."""
+        kind = type(self).__qualname__
+        return kind if self.name is None else f"{kind}[{self.name}]"
+
+    # ---- when to quantize -------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Quantize the model, now or as soon as it is built."""
+        precision = type(trainer.precision_plugin).__name__
+        if precision in _REPLACED_LINEAR:
+            raise MisconfigurationException(
+                f"{type(self).__name__} cannot be combined with {precision}, which replaces the linear layers after this "
+                "callback has quantized them; use another `precision`"
+            )
+        builder = _late_builder(pl_module)
+        if builder is None:
+            self._quantize(pl_module)
+        else:
+            _call_after(pl_module, builder, self._quantize)
+
+    def _quantize(self, pl_module: LightningModule) -> None:
+        self._trained_as_float = "" if any(quantized_layers(pl_module)) else evidence_of_training(pl_module)
+        self._plan = quantize_(pl_module, self._config())
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what is quantized, and warn if that is likely to destroy a trained model."""
+        if self._plan is None:
+            raise MisconfigurationException(
+                f"{type(self).__name__} has not quantized the model: its `setup` or `configure_model` was not called. "
+                "Call `lightning_balq.quantize_(model)` where the layers are built"
+            )
+        if self.verbose and trainer.is_global_zero:
+            Console().print(plan_table(self._plan))
+        bits = min(layer.weight_bits or self.weight_bits for layer in self._plan.quantized)
+        gradual = self.start_step or self.blend_steps
+        if self._trained_as_float and bits <= FEW_BITS and not gradual and trainer.is_global_zero:
+            warnings.warn(
+                f"The model was trained before ({self._trained_as_float}) and is quantized to {bits} bits at once, which "
+                "usually destroys what it has learned: set `start_step` or `blend_steps` to let it adapt",
+                stacklevel=2,
+            )
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the schedule to where training stands."""
+        self._inputs = activation_quantizers(pl_module)
+        self._schedule = next(state.schedule for _, _, state in quantized_layers(pl_module))
+        self._schedule.set_blend(blend_at(trainer.global_step, self.start_step, self.blend_steps))
+        self._recorded_step = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Follow the schedule, and start the clock if this step is recorded."""
+        assert self._schedule is not None  # set in on_train_start
+        self._schedule.set_blend(blend_at(trainer.global_step, self.start_step, self.blend_steps))
+        if self._is_due(trainer.global_step + 1):
+            _synchronize(pl_module.device)
+            self._schedule.timer = QuantizationTimer()
+            self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take over activation ranges, and record."""
+        overhead = self._stop_clock(pl_module.device)
+        update_ranges_(self._inputs, _sum_over_ranks(trainer))
+        if self._is_due(trainer.global_step) and trainer.global_step != self._recorded_step:
+            metrics = self._record(trainer, pl_module, overhead)
+            if not trainer.barebones:
+                shown = {
+                    key: metrics[key]
+                    for key in ("balq/effective_bitwidth", "balq/overhead")
+                    if key in metrics
+                }
+                pl_module.log_dict(shown, prog_bar=True, logger=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record what the last full interval left out."""
+        settle_ranges_(self._inputs)
+        if self.record_every_n_steps and trainer.global_step != self._recorded_step:
+            self._record(trainer, pl_module, overhead=None)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show what was recorded."""
+        if self.verbose and trainer.is_global_zero and self._recorded:
+            Console().print(self._summary())
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the model usable."""
+        self._release(pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the model."""
+        self._release(pl_module)
+
+    # ---- records ----------------------------------------------------------------------------------------------------
+
+    def _is_due(self, step: int) -> bool:
+        return self.record_every_n_steps > 0 and step % self.record_every_n_steps == 0
+
+    def _stop_clock(self, device: torch.device) -> float | None:
+        """Share of the step spent quantizing, if the clock ran and saw any."""
+        timer = self._schedule.timer if self._schedule else None
+        if self._schedule is None or timer is None:
+            return None
+        self._schedule.timer = None
+        spent = timer.seconds()
+        _synchronize(device)
+        return spent / (time.perf_counter() - self._started) if spent else None
+
+    def _record(
+        self, trainer: Trainer, pl_module: LightningModule, overhead: float | None
+    ) -> dict[str, float]:
+        self._recorded_step = trainer.global_step
+        settle_ranges_(self._inputs)
+        if (
+            trainer.strategy.restore_checkpoint_after_setup
+        ):  # weights are sharded: a rank sees only its part of the codes
+            return {}
+        self._recorded, overall = self._monitor.record(pl_module)
+        metrics = {
+            f"balq/{name}/{key}": v
+            for name, layer in self._recorded.items()
+            for key, v in asdict(layer).items()
+        }
+        metrics |= {f"balq/{key}": value for key, value in asdict(overall).items()}
+        if overhead is not None:
+            self._overheads.append(overhead)
+            metrics["balq/overhead"] = overhead
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
+        return metrics
+
+    def _summary(self) -> Any:
+        rows = [
+            (
+                name,
+                f"{layer.effective_bitwidth:.3f}",
+                f"{layer.bin_utilization:.1%}",
+                f"{layer.imbalance:.2f}",
+                f"{layer.code_flip_rate:.2%}",
+            )
+            for name, layer in self._recorded.items()
+        ]
+        title = f"{type(self).__name__}: codes at step {self._recorded_step}"
+        if self._overheads:
+            title += f"; {median(self._overheads):.1%} of a step spent quantizing (median of {len(self._overheads)})"
+        columns = ["layer", "effective bitwidth", "bins used", "imbalance", "codes flipped since last record"]
+        return record_table(title, columns, rows)
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the arguments, to compare with on resuming, and the overheads measured."""
+        return {"version": STATE_VERSION, "arguments": self._arguments(), "overheads": list(self._overheads)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the arguments with those of the checkpoint; warn if they differ."""
+        if state_dict["version"] > STATE_VERSION:
+            raise ValueError(
+                f"the checkpoint holds version {state_dict['version']} of the state of {type(self).__name__}, this is "
+                f"version {STATE_VERSION}: install the lightning_balq that wrote it, or a newer one"
+            )
+        self._overheads = list(state_dict["overheads"])
+        saved, present = state_dict["arguments"], self._arguments()
+        changed = [
+            f"{key}: {saved.get(key)!r} -> {value!r}"
+            for key, value in present.items()
+            if saved.get(key) != value
+        ]
+        if changed:
+            warnings.warn(
+                f"The checkpoint was written by {type(self).__name__} with other arguments, training goes on with the "
+                f"present ones: {', '.join(changed)}",
+                stacklevel=2,
+            )
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note that the weights are those of a float model, if they are."""
+        if "lightning_balq" not in checkpoint:
+            self._trained_as_float = "its checkpoint is that of a float model"
+        else:
+            self._trained_as_float = ""
+
+    def _arguments(self) -> dict[str, Any]:
+        """Every argument that changes what is trained, as plain values that ``weights_only=True`` loads."""
+        silent = ("record_every_n_steps", "verbose", "name")
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in silent}
+        return {key: _plain(value) for key, value in values.items()}
+
+    def _forget(self) -> None:
+        self._plan: Plan | None = None
+        self._inputs: list[Any] = []
+        self._schedule: Schedule | None = None
+        self._monitor = CodeMonitor()
+        self._recorded: dict[str, CodeStatistics] = {}
+        self._recorded_step = -1
+        self._started = 0.0
+        self._trained_as_float = ""
+
+    def _release(self, pl_module: LightningModule) -> None:
+        if self._schedule is not None:
+            self._schedule.timer = None
+        for builder in ("setup", "configure_model"):
+            pl_module.__dict__.pop(builder, None)
+        self._forget()
+
+
+@dataclass(eq=False)
+class BalancedQuantization(QuantizationCallback):
+    r"""Train with balanced low-bit weights and, if asked, activations (Zhou et al. 2017, arXiv:1706.07145).
+
+    Args:
+        weight_bits: width of weight codes, 1 to 8.
+        activation_bits: width of the codes of layer inputs, 1 to 8; ``None`` leaves activations float.
+        center: where a bin is split: its ``"mean"`` (cheaper) or its ``"median"`` (exact quantiles).
+        scale: outermost level at ``"max"`` magnitude (the paper), at 1.25 times the ``"mean"`` magnitude, or where the
+            levels fit the weight best (``"least_squares"``).
+        granularity: one partition and scale per weight (``"per_tensor"``) or per output channel (``"per_channel"``).
+        activation_range: ``"unit"`` clips activations to [0, 1] (the paper); ``"observed"`` to a running range.
+        activation_sign: whether activations can be negative: ``"auto"`` finds out from training batches.
+        include: patterns of layers to quantize; see :class:`lightning_balq.QuantizationConfig`.
+        exclude: patterns of layers to leave float.
+        weight_bits_by_layer: pattern to weight bits, where they differ from ``weight_bits``.
+        activation_bits_by_layer: pattern to activation bits, where they differ from ``activation_bits``.
+        quantize_first_last: also quantize the first and the last layer.
+        start_step: optimizer steps to train in float first.
+        blend_steps: optimizer steps over which the quantized network is blended in after that.
+        record_every_n_steps: optimizer steps between two records; 0 records nothing.
+        verbose: 0 prints no tables.
+        name: distinguishes two callbacks of one kind in one Trainer.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(
+        ...     callbacks=[BalancedQuantization(weight_bits=2, activation_bits=2)], logger=False
+        ... )
+    """
+
+    _: KW_ONLY
+    center: Center = "mean"
+    scale: Scale = "least_squares"
+    granularity: Granularity = "per_tensor"
+
+    def _quantizer(self) -> WeightQuantizer:
+        return BalancedQuantizer(self.weight_bits, self.center, self.scale, self.granularity)
+
+
+@dataclass(eq=False)
+class UniformQuantization(QuantizationCallback):
+    """Train with uniformly quantized weights, the baseline: the nearest of evenly spaced levels.
+
+    Args:
+        scale: outermost level at ``"max"`` magnitude (extremal values), at 1.25 times the ``"mean"`` magnitude, or where
+            the levels fit the weight best (``"least_squares"``).
+        granularity: one scale per weight (``"per_tensor"``) or per output channel (``"per_channel"``).
+
+    All other arguments are those of :class:`BalancedQuantization`.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> UniformQuantization(weight_bits=2, scale="mean").state_key
+        'UniformQuantization'
+    """
+
+    _: KW_ONLY
+    scale: Scale = "max"
+    granularity: Granularity = "per_tensor"
+
+    def _quantizer(self) -> WeightQuantizer:
+        return UniformQuantizer(self.weight_bits, self.scale, self.granularity)
+
+
+@dataclass(eq=False)
+class DoReFaQuantization(QuantizationCallback):
+    """Train with DoReFa-Net weights, the baseline of Zhou et al. 2016 (arXiv:1606.06160).
+
+    All arguments are those of :class:`BalancedQuantization`, except for ``center``, ``scale`` and ``granularity``.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> DoReFaQuantization(weight_bits=1, activation_bits=2, activation_range="unit").weight_bits
+        1
+    """
+
+    def _quantizer(self) -> WeightQuantizer:
+        return DoReFaQuantizer(self.weight_bits)
+
+
+def _late_builder(pl_module: LightningModule) -> str | None:
+    """Name of the last hook in which the user may build layers, if there is one."""
+    return next((name for name in ("configure_model", "setup") if _is_users(pl_module, name)), None)
+
+
+def _is_users(pl_module: LightningModule, name: str) -> bool:
+    # Lightning's own test refuses a module of the twin package, `pytorch_lightning` or `lightning.pytorch`.
+    owner = next(cls for cls in type(pl_module).__mro__ if name in cls.__dict__)
+    return owner.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
+
+
+def _call_after(pl_module: LightningModule, name: str, action: Callable[[LightningModule], None]) -> None:
+    """Run ``action`` after the next call of the hook ``name``, once."""
+    hook = getattr(type(pl_module), name).__get__(pl_module)
+
+    def hook_then_action(*args: Any, **kwargs: Any) -> None:
+        del pl_module.__dict__[name]
+        hook(*args, **kwargs)
+        action(pl_module)
+
+    pl_module.__dict__[name] = hook_then_action
+
+
+def _sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
+    if trainer.world_size == 1:
+        return None
+
+    def reduce(tensor: Tensor) -> Tensor:
+        total = trainer.strategy.reduce(tensor, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    return reduce
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

@@ -1,0 +1,107 @@
+r"""Activation quantizer: clip to an interval, then round to one of ``2**bits`` evenly spaced levels.
+
+The interval is :math:`[0, r]` for activations that are never negative and :math:`[-r, r]` for the others. Rounding is
+written as ``clamp(round(x / scale), 0, n)`` with a float32 scale, the form that integer inference engines compute, so
+that they reproduce the codes bit for bit. ``round`` is to even at ties, as theirs.
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_balq.functional._checks import check_bits, check_floating
+
+
+def activation_scale(bits: int, *, range: Tensor, signed: Tensor) -> Tensor:
+    r"""Distance between two levels: :math:`r / n`, or :math:`2r / n` if signed, with :math:`n = 2^b - 1`.
+
+    Args:
+        bits: width of a code in bits, 1 to 8.
+        range: largest level :math:`r`, >= 0, in the units of the activation; scalar tensor.
+        signed: whether the interval is :math:`[-r, r]`; boolean scalar tensor.
+
+    Returns:
+        float32 scalar, > 0 (a range of 0 gives the smallest normal number, so that dividing by it is defined).
+
+    Raises:
+        TypeError: if ``bits`` is not an int.
+        ValueError: if ``bits`` is out of range.
+
+    Example:
+        >>> activation_scale(2, range=torch.tensor(1.5), signed=torch.tensor(True))
+        tensor(1.)
+    """
+    check_bits(bits)
+    width = range.detach().to(torch.float32)
+    width = torch.where(signed, 2 * width, width)
+    return (width / (2**bits - 1)).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def activation_codes(x: Tensor, bits: int, *, range: Tensor, signed: Tensor) -> Tensor:
+    r"""Codes of activations, :math:`\mathrm{clamp}(\mathrm{round}((x - l) / s),\ 0,\ n)`, as integers in float32.
+
+    Args:
+        x: activations, floating point, any shape.
+        bits: width of a code in bits, 1 to 8.
+        range: largest level, >= 0, in the units of ``x``; scalar tensor.
+        signed: whether the smallest level :math:`l` is ``-range`` instead of 0; boolean scalar tensor.
+
+    Returns:
+        float32, shape of ``x``, integers from 0 to ``2**bits - 1``.
+
+    Raises:
+        TypeError: if ``bits`` is not an int or ``x`` not floating point.
+        ValueError: if ``bits`` is out of range.
+
+    Example:
+        >>> x = torch.tensor([-0.2, 0.3, 0.6, 1.7])
+        >>> activation_codes(x, 2, range=torch.tensor(1.0), signed=torch.tensor(False))
+        tensor([0., 1., 2., 3.])
+    """
+    check_floating(x, "x")
+    # The scale stays a tensor on the device: dividing by a Python number may multiply by its reciprocal instead.
+    scale = activation_scale(bits, range=range, signed=signed)
+    shifted = x.detach().to(torch.float32) - _lower(range, signed)
+    return (shifted / scale).round().clamp(0, 2**bits - 1)
+
+
+def activation_fake_quantize(x: Tensor, bits: int, *, range: Tensor, signed: Tensor) -> Tensor:
+    r"""Clip ``x`` to an interval and round it to the nearest of ``2**bits`` levels, the two ends included.
+
+    .. math:: \hat x = s\,c + l, \quad c = \mathrm{clamp}(\mathrm{round}((x - l) / s),\ 0,\ n)
+
+    where :math:`n = 2^b - 1`; unsigned, :math:`l = 0` and :math:`s = r / n`; signed, :math:`l = -r` and
+    :math:`s = 2r / n`. Computed in float32 whatever the type of ``x``.
+
+    Gradient: straight-through estimator, the identity where ``x`` lies inside the interval, zero outside; no gradient
+    for the range.
+
+    Source: Zhou et al. 2016 (arXiv:1606.06160), unsigned with range 1.
+
+    Args:
+        x: activations, floating point, any shape.
+        bits: width of a code in bits, 1 to 8.
+        range: largest level :math:`r`, >= 0, in the units of ``x``; scalar tensor.
+        signed: whether the interval is :math:`[-r, r]` instead of :math:`[0, r]`; boolean scalar tensor.
+
+    Returns:
+        Shape and dtype of ``x``; at most ``2**bits`` distinct values.
+
+    Raises:
+        TypeError: if ``bits`` is not an int or ``x`` not floating point.
+        ValueError: if ``bits`` is out of range.
+
+    Example:
+        >>> x = torch.tensor([-0.2, 0.3, 0.6, 1.7])
+        >>> activation_fake_quantize(x, 2, range=torch.tensor(1.0), signed=torch.tensor(False))
+        tensor([0.0000, 0.3333, 0.6667, 1.0000])
+        >>> activation_fake_quantize(x, 1, range=torch.tensor(1.0), signed=torch.tensor(True))
+        tensor([-1.,  1.,  1.,  1.])
+    """
+    codes = activation_codes(x, bits, range=range, signed=signed)
+    levels = codes * activation_scale(bits, range=range, signed=signed) + _lower(range, signed)
+    inside = x.clamp(_lower(range, signed).to(x.dtype), range.detach().to(x.dtype))
+    return (inside - inside.detach()) + levels.to(x.dtype)
+
+
+def _lower(range: Tensor, signed: Tensor) -> Tensor:
+    return torch.where(signed, -range.detach(), 0.0).to(torch.float32)

@@ -1,0 +1,68 @@
+r"""The symmetric uniform grid on which quantized weights lie, and its straight-through estimator.
+
+A code :math:`c \in \{0, \dots, n\}`, :math:`n = 2^b - 1`, stands for the level :math:`s\,(2c - n)`: an odd integer
+times the scale. The levels are evenly spaced, symmetric around zero, and none of them is zero. Because ``2c - n`` is
+an integer with zero point 0, plain integer arithmetic runs the weights exactly.
+"""
+
+import torch
+from torch import Tensor
+
+from lightning_balq.functional._checks import check_bits
+from lightning_balq.functional._rows import per_row
+
+
+def odd_codes(codes: Tensor, bits: int) -> Tensor:
+    """Map codes ``0 .. n`` to the odd integers ``-n, -n + 2, .., n`` (int16, wide enough for 8 bits)."""
+    return codes.to(torch.int16).mul_(2).sub_(2**bits - 1)
+
+
+def dequantize(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    r"""Map codes to their levels, :math:`s\,(2c - n)` with :math:`n = 2^b - 1`.
+
+    Source: Zhou et al. 2017 (arXiv:1706.07145), Algorithm 1, with the code as bin index.
+
+    Args:
+        codes: integers from 0 to ``2**bits - 1``, any shape.
+        scale: half the distance between two levels, in the units of the weight, >= 0; shape ``()``, or ``(C,)`` to
+            give each slice ``codes[i]`` a scale of its own.
+        bits: width of a code in bits, 1 to 8.
+
+    Returns:
+        float32 levels with the shape of ``codes``.
+
+    Raises:
+        TypeError: if ``bits`` is not an int.
+        ValueError: if ``bits`` is out of range.
+
+    Example:
+        >>> dequantize(torch.tensor([0, 1, 2, 3]), torch.tensor(0.5), bits=2)
+        tensor([-1.5000, -0.5000,  0.5000,  1.5000])
+    """
+    check_bits(bits)
+    return odd_codes(codes, bits) * per_row(scale, codes)
+
+
+def straight_through(value: Tensor, quantized: Tensor) -> Tensor:
+    """Return ``quantized``, with the gradient of ``value``: the straight-through estimator.
+
+    ``(value - value.detach()) + quantized`` is exactly ``quantized`` in every floating type, because the difference is
+    exactly zero; the usual ``value + (quantized - value).detach()`` rounds twice and leaves the grid.
+
+    Source: Bengio et al. 2013 (arXiv:1308.3432).
+
+    Args:
+        value: the tensor that receives the gradient; floating point.
+        quantized: what the forward pass returns; the shape of ``value``, any floating type.
+
+    Returns:
+        ``quantized`` in the type of ``value``.
+
+    Example:
+        >>> weight = torch.tensor([0.3, -0.8], requires_grad=True)
+        >>> straight_through(weight, torch.tensor([1.0, -1.0])).sum().backward()
+        >>> weight.grad
+        tensor([1., 1.])
+    """
+    # The difference comes first because the result takes the memory format of the first operand.
+    return (value - value.detach()) + quantized.detach().to(value.dtype)

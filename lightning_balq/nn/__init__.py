@@ -1,0 +1,36 @@
+"""Quantization of the layers of a model, without Lightning.
+
+Where a line belongs: ``quantizer`` and ``activation`` say how a tensor is quantized, ``config`` holds the options, ``plan``
+chooses layers, ``swap`` changes classes, ``layers`` runs a forward on quantized weights, ``quantize`` puts these together,
+``checkpoint`` saves what ``state_dict()`` cannot, ``monitor`` and ``timing`` measure, ``report`` draws tables.
+"""
+
+from lightning_balq.nn.activation import ActivationQuantizer, update_ranges_
+from lightning_balq.nn.checkpoint import load_quantization_state, quantization_state
+from lightning_balq.nn.config import QuantizationConfig
+from lightning_balq.nn.layers import activation_quantizers, quantized_layers
+from lightning_balq.nn.monitor import CodeMonitor, CodeStatistics
+from lightning_balq.nn.plan import LayerPlan, Plan, plan
+from lightning_balq.nn.quantize import quantize_, unquantize_
+from lightning_balq.nn.quantizer import BalancedQuantizer, DoReFaQuantizer, UniformQuantizer, WeightQuantizer
+
+__all__ = [
+    "ActivationQuantizer",
+    "BalancedQuantizer",
+    "CodeMonitor",
+    "CodeStatistics",
+    "DoReFaQuantizer",
+    "LayerPlan",
+    "Plan",
+    "QuantizationConfig",
+    "UniformQuantizer",
+    "WeightQuantizer",
+    "activation_quantizers",
+    "load_quantization_state",
+    "plan",
+    "quantization_state",
+    "quantize_",
+    "quantized_layers",
+    "unquantize_",
+    "update_ranges_",
+]

@@ -1,0 +1,151 @@
+"""Activation quantizer of one input of a layer, and the range it observes during training."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_balq.functional import activation_fake_quantize
+from lightning_balq.functional._checks import check_bits, check_literal
+
+ActivationRange = Literal["unit", "observed"]
+ActivationSign = Literal["auto", "unsigned", "signed"]
+
+MOMENTUM = 0.1
+"""Weight of the newest training batch in a running range."""
+
+
+class ActivationQuantizer:
+    r"""Quantizes one input of a layer to ``2**bits`` levels of ``[0, range]`` or ``[-range, range]``.
+
+    ``range`` is 1 (``"unit"``), or the running mean over training batches (``"observed"``) of
+    :math:`\min(\max|x|,\ 2 \sqrt{n}\, E|x|)` with :math:`n = 2^b - 1`; the second term is the initial range of LSQ (Esser
+    et al. 2020, arXiv:1902.08153). A sign of ``"auto"`` becomes signed once a training batch holds a negative value.
+
+    What a batch shows is kept aside until :func:`update_ranges_` takes it over, so that a range is constant within a
+    training step and a recomputed forward (activation checkpointing) sees the same one. Before the first update, and
+    only then, a batch is quantized by its own range.
+
+    Not a module: it adds nothing to ``state_dict()``, ``modules()`` or what DDP and EMA copy.
+
+    Args:
+        bits: width of a code in bits, 1 to 8.
+        range_mode: ``"unit"`` or ``"observed"``.
+        sign: ``"auto"``, ``"unsigned"`` or ``"signed"``.
+
+    Raises:
+        TypeError: if ``bits`` is not an int.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> quantizer = ActivationQuantizer(bits=2, range_mode="unit", sign="unsigned")
+        >>> quantizer(torch.tensor([-0.2, 0.3, 1.7]), observe=False)
+        tensor([0.0000, 0.3333, 1.0000])
+    """
+
+    def __init__(self, bits: int, range_mode: ActivationRange, sign: ActivationSign) -> None:
+        self.bits = check_bits(bits, "activation_bits")
+        check_literal(range_mode, "activation_range", ActivationRange)
+        check_literal(sign, "activation_sign", ActivationSign)
+        self.range_mode = range_mode
+        self.sign = sign
+        self.range = torch.tensor(1.0 if range_mode == "unit" else 0.0)
+        self.signed = torch.tensor(sign == "signed")
+        # Sums over the batches since the last update: range, batches, batches with a negative value.
+        self.pending = torch.zeros(3)
+        self.batches = torch.zeros(())
+        self.ready = not self.observing
+        """Whether range and sign are known, so that inference need not look at its input."""
+
+    @property
+    def observing(self) -> bool:
+        """Whether anything about the input is learned from training batches."""
+        return self.range_mode == "observed" or self.sign == "auto"
+
+    def __call__(self, x: Tensor, *, observe: bool) -> Tensor:
+        """Fake-quantize ``x``; with ``observe``, also note its range."""
+        if self.range.device != x.device:
+            self._move(x.device)
+        range_, signed = self.range, self.signed
+        if self.observing and (observe or not self.ready):
+            seen = self._inspect(x.detach())
+            if observe:
+                self.pending += seen
+            if not self.ready:
+                known = self.batches > 0
+                range_ = torch.where(known | (range_ > 0), range_, seen[0])
+                signed = torch.where(known, signed, signed | (seen[2] > 0))
+        return activation_fake_quantize(x, self.bits, range=range_, signed=signed)
+
+    def _inspect(self, x: Tensor) -> Tensor:
+        """Range, 1 and whether there is a negative value, as one float32 vector; zeros for an empty batch."""
+        if x.numel() == 0:
+            return torch.zeros_like(self.pending)
+        smallest, largest = (value.float() for value in torch.aminmax(x))
+        magnitude = torch.maximum(largest, -smallest)
+        if self.range_mode == "observed":
+            spread = 2 * math.sqrt(2**self.bits - 1) * x.abs().mean(dtype=torch.float32)
+            magnitude = torch.minimum(magnitude, spread)
+        return torch.stack([magnitude, torch.ones_like(magnitude), (smallest < 0).float()])
+
+    def _move(self, device: torch.device) -> None:
+        self.range, self.signed = self.range.to(device), self.signed.to(device)
+        self.pending, self.batches = self.pending.to(device), self.batches.to(device)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold, empty if nothing is observed."""
+        if not self.observing:
+            return {}
+        return {"range": self.range.clone(), "signed": self.signed.clone(), "batches": self.batches.clone()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take over what :meth:`state` returned; what this quantizer does not observe stays as configured."""
+        if not self.observing:
+            return
+        if self.range_mode == "observed":
+            self.range = state["range"].detach().clone()
+        if self.sign == "auto":
+            self.signed = state["signed"].detach().clone()
+        self.batches = state["batches"].detach().clone()
+        self._move(self.range.device)
+        self.pending.zero_()
+        self.ready = bool(self.batches > 0)
+
+
+def update_ranges_(
+    quantizers: Iterable[ActivationQuantizer], reduce: Callable[[Tensor], Tensor] | None = None
+) -> None:
+    """Take over what the quantizers observed since the last call; call it once after each training batch.
+
+    Args:
+        quantizers: those of a model, the same on every rank and in the same order.
+        reduce: sums a tensor over ranks, so that all ranks hold the same ranges; one call for all quantizers.
+    """
+    active = [quantizer for quantizer in quantizers if quantizer.observing]
+    if not active:
+        return
+    # Layers may live on several devices, and one that never ran is still where it was built.
+    device = max((quantizer.pending.device for quantizer in active), key=lambda device: device.type != "cpu")
+    totals = torch.stack([quantizer.pending.to(device) for quantizer in active])
+    totals = totals if reduce is None else reduce(totals)
+    old = torch.stack([quantizer.range.to(device) for quantizer in active])
+    known = torch.stack([quantizer.batches.to(device) for quantizer in active])
+    seen = totals[:, 1]
+    mean = totals[:, 0] / seen.clamp(min=1)
+    ranges = torch.where(seen > 0, torch.where(known > 0, old + MOMENTUM * (mean - old), mean), old).unbind()
+    negative = (totals[:, 2] > 0).unbind()
+    for index, (quantizer, batches) in enumerate(zip(active, (known + seen).unbind(), strict=True)):
+        if quantizer.range_mode == "observed":
+            quantizer.range = ranges[index]
+        if quantizer.sign == "auto":
+            quantizer.signed = quantizer.signed.to(device) | negative[index]
+        quantizer.batches = batches
+        quantizer.pending = torch.zeros_like(totals[0])
+
+
+def settle_ranges_(quantizers: Iterable[ActivationQuantizer]) -> None:
+    """Mark quantizers that have observed a batch as ready; looks at the device, but only while any is not."""
+    for quantizer in quantizers:
+        quantizer.ready = quantizer.ready or bool(quantizer.batches > 0)

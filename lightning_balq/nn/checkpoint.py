@@ -1,0 +1,87 @@
+"""Carry what a float model has no place for inside its checkpoints, so that these stay checkpoints of the float model.
+
+Activation ranges and the state of the schedule travel in ``checkpoint["lightning_balq"]``; ``state_dict`` keeps the keys
+of the float model. The hooks sit on the module, where full and weights-only checkpoints both pass, and are found by
+name: any root module that has ``on_save_checkpoint`` and ``on_load_checkpoint``, as a LightningModule does.
+"""
+
+import functools
+from typing import Any
+
+from torch import nn
+
+from lightning_balq.nn.layers import quantized_layers
+
+KEY = "lightning_balq"
+VERSION = 1
+
+
+def attach_checkpoint_hooks(model: nn.Module) -> None:
+    """Make checkpoints of ``model`` carry the state of its quantized layers; harmless if done already."""
+    for name, hook in (("on_save_checkpoint", save_state), ("on_load_checkpoint", load_state)):
+        if callable(getattr(model, name, None)) and name not in model.__dict__:
+            model.__dict__[name] = functools.partial(hook, model)
+
+
+def detach_checkpoint_hooks(model: nn.Module) -> None:
+    """Undo :func:`attach_checkpoint_hooks`."""
+    for name, hook in (("on_save_checkpoint", save_state), ("on_load_checkpoint", load_state)):
+        attached = model.__dict__.get(name)
+        if isinstance(attached, functools.partial) and attached.func is hook:
+            del model.__dict__[name]
+
+
+def save_state(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """``on_save_checkpoint`` of ``model``: its own, then ours."""
+    type(model).on_save_checkpoint(model, checkpoint)  # type: ignore[operator]  # checked in attach_checkpoint_hooks
+    checkpoint[KEY] = quantization_state(model)
+
+
+def load_state(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """``on_load_checkpoint`` of ``model``: ours, then its own."""
+    if KEY in checkpoint:
+        load_quantization_state(model, checkpoint[KEY])
+    type(model).on_load_checkpoint(model, checkpoint)  # type: ignore[operator]  # checked in attach_checkpoint_hooks
+
+
+def quantization_state(model: nn.Module) -> dict[str, Any]:
+    """State of the quantized layers of ``model`` beside its ``state_dict()``: plain containers of tensors and numbers.
+
+    Example:
+        >>> from lightning_balq import QuantizationConfig, quantize_
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> _ = quantize_(model, QuantizationConfig(activation_bits=2))
+        >>> sorted(quantization_state(model)["inputs"]["1"]["input"])
+        ['batches', 'range', 'signed']
+    """
+    quantizers = {name: quantizer for name, _, quantizer in quantized_layers(model)}
+    inputs = {
+        name: {
+            key: activation.state() for key, activation in quantizer.inputs.items() if activation.observing
+        }
+        for name, quantizer in quantizers.items()
+    }
+    blend = next((quantizer.schedule.blend for quantizer in quantizers.values()), 1.0)
+    return {
+        "version": VERSION,
+        "blend": blend,
+        "inputs": {name: value for name, value in inputs.items() if value},
+    }
+
+
+def load_quantization_state(model: nn.Module, state: dict[str, Any]) -> None:
+    """Take over what :func:`quantization_state` returned; state of layers that are not quantized here is left out.
+
+    Raises:
+        ValueError: if a newer version of this package wrote it.
+    """
+    if state["version"] > VERSION:
+        raise ValueError(
+            f"the checkpoint holds version {state['version']} of the state of lightning_balq, this is version {VERSION}: "
+            "install the lightning_balq that wrote it, or a newer one"
+        )
+    for name, _, quantizer in quantized_layers(model):
+        quantizer.schedule.set_blend(state["blend"])
+        for key, value in state["inputs"].get(name, {}).items():
+            if key in quantizer.inputs:
+                quantizer.inputs[key].load_state(value)

@@ -1,0 +1,352 @@
+"""Layers that can be quantized: what their weights are called and how a forward runs on quantized ones.
+
+A quantized layer is the float layer with its class swapped (see ``swap.py``) for one of the mixins below over the
+original class, and a :class:`LayerQuantizer` in its ``__dict__``. Parameters stay the float ones.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_balq.nn.activation import ActivationQuantizer
+from lightning_balq.nn.quantizer import WeightQuantizer
+from lightning_balq.nn.schedule import Schedule
+from lightning_balq.nn.swap import Swapped
+
+STATE = "_balq"
+"""Key of the :class:`LayerQuantizer` in the ``__dict__`` of a quantized layer."""
+
+QUANTIZABLE: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("weight",),
+    nn.Conv1d: ("weight",),
+    nn.Conv2d: ("weight",),
+    nn.Conv3d: ("weight",),
+    nn.ConvTranspose1d: ("weight",),
+    nn.ConvTranspose2d: ("weight",),
+    nn.ConvTranspose3d: ("weight",),
+    nn.Embedding: ("weight",),
+    nn.MultiheadAttention: (
+        "in_proj_weight",
+        "q_proj_weight",
+        "k_proj_weight",
+        "v_proj_weight",
+        "out_proj.weight",
+    ),
+}
+"""Types that can be quantized, subclasses included, and the dotted names of their weights."""
+
+_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass
+class LayerQuantizer:
+    """State of one quantized layer: how its weights and inputs are quantized.
+
+    Attributes:
+        weight: quantizer of every weight of the layer.
+        weight_names: dotted names of those weights.
+        inputs: activation quantizers by input, empty if activations stay float.
+        schedule: shared with the layers quantized together.
+    """
+
+    weight: WeightQuantizer
+    weight_names: tuple[str, ...]
+    inputs: dict[str, ActivationQuantizer]
+    schedule: Schedule = field(repr=False, compare=False)
+
+    def settings(self) -> str:
+        """What distinguishes it from the state of a layer quantized in another way."""
+        inputs = {name: (q.bits, q.range_mode, q.sign) for name, q in self.inputs.items()}
+        return f"{self.weight} with inputs {inputs}" if inputs else f"{self.weight} with float inputs"
+
+    def quantize_weight(self, layer: nn.Module, name: str) -> Tensor:
+        """Fake-quantize the weight called ``name`` as it is now, keeping zero what pruning or padding set to zero."""
+        weight = get_weight(layer, name)
+        if self.schedule.phase == "float":
+            return weight
+        with self._timed(weight.device):
+            quantized = _restore_zeros(layer, name, weight, quantize_by_channel(layer, self.weight, weight))
+            return quantized if self.schedule.phase == "quantized" else self.schedule.mix(weight, quantized)
+
+    def quantize_input(self, layer: nn.Module, name: str, value: Tensor) -> Tensor:
+        """Fake-quantize the input called ``name``; integers and unlisted inputs pass."""
+        quantizer = self.inputs.get(name)
+        if quantizer is None or not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        with self._timed(value.device):
+            # Validation and prediction run without gradients, and must change nothing, in whatever mode a layer is.
+            quantized = quantizer(value, observe=layer.training and torch.is_grad_enabled())
+            if self.schedule.phase == "float":
+                return value
+            return quantized if self.schedule.phase == "quantized" else self.schedule.mix(value, quantized)
+
+    def _timed(self, device: torch.device) -> Any:
+        if torch.compiler.is_compiling() or self.schedule.timer is None:
+            return _NOT_TIMED
+        return self.schedule.timer.measure(device)
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerQuantizer]]:
+    """Name, module and state of each quantized layer, in the order of ``named_modules()``."""
+    for name, module in model.named_modules():
+        if STATE in module.__dict__:
+            yield clean_name(name), module, module.__dict__[STATE]
+
+
+def activation_quantizers(model: nn.Module) -> list[ActivationQuantizer]:
+    """Activation quantizers of all quantized layers, in the order of ``named_modules()``."""
+    return [quantizer for _, _, state in quantized_layers(model) for quantizer in state.inputs.values()]
+
+
+def clean_name(name: str) -> str:
+    """Name of a module without what compile, FSDP and checkpoint wrappers put into it."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+class _NotTimed:
+    """A context manager that does nothing, without the cost of building one per call."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+_NOT_TIMED = _NotTimed()
+
+
+def quantize_by_channel(layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+    """Fake-quantize a weight of ``layer``, bringing its output channels to dim 0 and back."""
+    return _swap_channels(layer, quantizer(_swap_channels(layer, weight)))
+
+
+def codes_by_channel(layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+    """Codes of a weight of ``layer``, output channels in dim 0."""
+    return quantizer.codes(_swap_channels(layer, weight))
+
+
+def _swap_channels(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Bring the output channels of a transposed convolution to dim 0, (in, out/g, ..) to (out, in/g, ..), or back."""
+    if not isinstance(layer, _TRANSPOSED):
+        return weight
+    return weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _restore_zeros(layer: nn.Module, name: str, weight: Tensor, quantized: Tensor) -> Tensor:
+    """Keep the row of a padding index and pruned weights as they are: the grid has no zero level."""
+    owner, attribute = _owner(layer, name)
+    mask = getattr(owner, f"{attribute}_mask", None)  # set by torch.nn.utils.prune
+    if mask is not None:
+        quantized = quantized * mask
+    if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+        rows = torch.arange(weight.shape[0], device=weight.device)[:, None]
+        quantized = torch.where(rows == layer.padding_idx, weight, quantized)
+    return quantized
+
+
+def get_weight(layer: nn.Module, name: str) -> Tensor:
+    """Weight of ``layer`` by dotted name, as its forward would read it."""
+    owner, attribute = _owner(layer, name)
+    weight: Tensor = getattr(owner, attribute)
+    return weight
+
+
+def peek_weight(layer: nn.Module, name: str) -> Tensor:
+    """Weight of ``layer`` by dotted name, without the side effects that reading a parametrized one has in training."""
+    owner, attribute = _owner(layer, name)
+    if not is_parametrized(owner, attribute):
+        return get_weight(layer, name)
+    parametrizations = owner.parametrizations[attribute]  # type: ignore[index]  # a ModuleDict
+    modes = {module: module.training for module in parametrizations.modules()}
+    try:
+        parametrizations.eval()  # spectral_norm iterates in training mode
+        return get_weight(layer, name)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def weight_names(layer: nn.Module) -> tuple[str, ...]:
+    """Dotted names of the weights that ``layer`` has; empty if it is of no quantizable type."""
+    for base, names in QUANTIZABLE.items():
+        if isinstance(layer, base):
+            return tuple(name for name in names if _exists(layer, name))
+    return ()
+
+
+def input_names(layer: nn.Module) -> tuple[str, ...]:
+    """Names of the inputs of ``layer`` whose values are activations."""
+    if isinstance(layer, nn.Embedding):
+        return ()
+    return ("query", "key", "value") if isinstance(layer, nn.MultiheadAttention) else ("input",)
+
+
+def _exists(layer: nn.Module, name: str) -> bool:
+    owner, attribute = _owner(layer, name)
+    if is_parametrized(owner, attribute):
+        return True
+    return (owner._parameters | owner.__dict__).get(attribute) is not None
+
+
+def _owner(layer: nn.Module, name: str) -> tuple[nn.Module, str]:
+    path, _, attribute = name.rpartition(".")
+    return layer.get_submodule(path) if path else layer, attribute
+
+
+class QuantizedLayer(Swapped):
+    """Mixin of every quantized layer: runs the forward of the original class while its weights read as quantized.
+
+    Right for any forward, users' own included. Not safe for concurrent calls of one layer from several threads.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Quantize the first tensor given and every weight, and call the original forward."""
+        layer = _module(self)
+        quantizer: LayerQuantizer = layer.__dict__[STATE]
+        args, kwargs = _map_first_tensor(lambda x: quantizer.quantize_input(layer, "input", x), args, kwargs)
+        with quantized_weights(layer, quantizer):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]  # "forward" undefined in superclass
+
+
+class QuantizedLinear(QuantizedLayer):
+    """Direct forward of :class:`torch.nn.Linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the quantized weight to the quantized input."""
+        layer = _module(self)
+        quantizer: LayerQuantizer = layer.__dict__[STATE]
+        weight = quantizer.quantize_weight(layer, "weight")
+        return F.linear(quantizer.quantize_input(layer, "input", input), weight, layer.bias)
+
+
+class QuantizedConv(QuantizedLayer):
+    """Direct forward of the convolutions of :mod:`torch.nn`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the quantized weight to the quantized input."""
+        layer = _module(self)
+        quantizer: LayerQuantizer = layer.__dict__[STATE]
+        weight = quantizer.quantize_weight(layer, "weight")
+        output: Tensor = layer._conv_forward(
+            quantizer.quantize_input(layer, "input", input), weight, layer.bias
+        )
+        return output
+
+
+class QuantizedAttention(QuantizedLayer):
+    """Forward of :class:`torch.nn.MultiheadAttention`, whose fast path compares its inputs by identity."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Quantize each distinct input once, and every projection weight; the input of ``out_proj`` stays float."""
+        layer = _module(self)
+        quantizer: LayerQuantizer = layer.__dict__[STATE]
+        done: dict[int, Tensor] = {}
+        for name, given in (("query", query), ("key", key), ("value", value)):
+            if id(given) not in done:
+                done[id(given)] = quantizer.quantize_input(layer, name, given)
+        inputs = [done[id(given)] for given in (query, key, value)]
+        with quantized_weights(layer, quantizer):
+            return super(QuantizedLayer, self).forward(*inputs, *args, **kwargs)  # type: ignore[misc]  # as above
+
+
+class SlowPathEncoderLayer(Swapped):
+    """Mixin of a ``TransformerEncoderLayer`` with quantized parts: keeps evaluation off torch's fused path.
+
+    That path reads the weights of the parts without calling them, so it would silently run the float network.
+    """
+
+    @property
+    def activation_relu_or_gelu(self) -> int:
+        """One of torch's own conditions for the fused path, and used for nothing else."""
+        return 0
+
+    @activation_relu_or_gelu.setter
+    def activation_relu_or_gelu(self, value: int) -> None:
+        self.__dict__["activation_relu_or_gelu"] = value
+
+
+class SlowPathEncoder(Swapped):
+    """Mixin of a ``TransformerEncoder`` with quantized parts: keeps it from nested tensors, which need the fused path."""
+
+    @property
+    def use_nested_tensor(self) -> bool:
+        """One of torch's own conditions for nested tensors."""
+        return False
+
+    @use_nested_tensor.setter
+    def use_nested_tensor(self, value: bool) -> None:
+        self.__dict__["use_nested_tensor"] = value
+
+
+@contextmanager
+def quantized_weights(layer: nn.Module, quantizer: LayerQuantizer) -> Iterator[None]:
+    """Within the context, reading a weight of ``layer`` gives the quantized one."""
+    with ExitStack() as stack:
+        for name in quantizer.weight_names:
+            value = quantizer.quantize_weight(layer, name)
+            owner, attribute = _owner(layer, name)
+            stack.enter_context(_override(owner, attribute, value))
+        yield
+
+
+@contextmanager
+def _override(owner: nn.Module, name: str, value: Tensor) -> Iterator[None]:
+    described = getattr(type(owner), name, None)
+    if isinstance(described, property):  # a parametrization: a property on a class of this module alone
+        holder = next(cls for cls in type(owner).__mro__ if name in cls.__dict__)
+        setattr(holder, name, property(lambda _: value))
+        try:
+            yield
+        finally:
+            setattr(holder, name, described)
+        return
+    # An entry that is there already belongs to pruning, legacy weight norm or FSDP.
+    entries, missing = owner.__dict__, object()
+    earlier = entries.get(name, missing)
+    entries[name] = value
+    try:
+        yield
+    finally:
+        if earlier is missing:
+            del entries[name]
+        else:
+            entries[name] = earlier
+
+
+def _map_first_tensor(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    for index, value in enumerate(args):
+        if isinstance(value, Tensor):
+            return (*args[:index], function(value), *args[index + 1 :]), kwargs
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor):
+            return args, {**kwargs, key: function(value)}
+    return args, kwargs
+
+
+def _module(mixin: Any) -> Any:
+    """The mixin seen as the module it is mixed into, for the type checker."""
+    return mixin
+
+
+def layer_mixin(cls: type[nn.Module]) -> type[Swapped]:
+    """Choose the mixin for a class of a quantizable type: direct where the forward is torch's own, else general."""
+    if issubclass(cls, nn.MultiheadAttention):
+        return QuantizedAttention
+    if cls.forward is nn.Linear.forward:
+        return QuantizedLinear
+    for conv in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        if cls.forward is conv.forward:
+            return QuantizedConv
+    return QuantizedLayer

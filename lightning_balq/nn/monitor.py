@@ -1,0 +1,98 @@
+"""What is recorded about quantized layers: how codes are used, and how many changed since the last record."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_balq.functional import bin_utilization, code_histogram, effective_bitwidth, imbalance
+from lightning_balq.nn.layers import codes_by_channel, peek_weight, quantized_layers
+from lightning_balq.nn.quantize import not_finite
+
+
+@dataclass(frozen=True)
+class CodeStatistics:
+    """Statistics of the weight codes of one layer, or of all layers together.
+
+    Attributes:
+        effective_bitwidth: entropy of the codes in bits; over layers, the mean weighted by their numbers of weights.
+        bin_utilization: share of codes used; over layers, the mean weighted likewise.
+        imbalance: largest bin count divided by the smallest; over layers, the largest.
+        code_flip_rate: share of weights whose code changed since the last record; NaN in the first.
+    """
+
+    effective_bitwidth: float
+    bin_utilization: float
+    imbalance: float
+    code_flip_rate: float
+
+
+class CodeMonitor:
+    """Computes :class:`CodeStatistics` of the quantized layers of a model, and remembers codes between two records.
+
+    It needs one byte of memory for each quantized weight.
+
+    Example:
+        >>> from lightning_balq import QuantizationConfig, quantize_
+        >>> model = nn.Linear(64, 64)
+        >>> _ = quantize_(model, QuantizationConfig(quantize_first_last=True))
+        >>> layers, overall = CodeMonitor().record(model)
+        >>> overall.effective_bitwidth > 3.9, overall.bin_utilization
+        (True, 1.0)
+    """
+
+    def __init__(self) -> None:
+        self._codes: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def record(self, model: nn.Module) -> tuple[dict[str, CodeStatistics], CodeStatistics]:
+        """Compute the statistics of each layer and of all; waits for the device once.
+
+        Raises:
+            ValueError: if a weight holds NaN or infinity; the message names it.
+        """
+        names: list[str] = []
+        rows: list[Tensor] = []
+        for name, layer, quantizer in quantized_layers(model):
+            weights = [peek_weight(layer, weight) for weight in quantizer.weight_names]
+            codes = [codes_by_channel(layer, quantizer.weight, weight).flatten() for weight in weights]
+            names.append(name)
+            rows.append(self._row(name, weights, codes, quantizer.weight.bits))
+        table = torch.stack([row.to(rows[0].device) for row in rows]).tolist()
+        for name, (*_, finite) in zip(names, table, strict=True):
+            if not finite:
+                raise ValueError(not_finite(name, "weight"))
+        layers = {name: CodeStatistics(*values) for name, (_, *values, _) in zip(names, table, strict=True)}
+        return layers, _overall([row[0] for row in table], list(layers.values()))
+
+    def _row(self, name: str, weights: list[Tensor], codes: list[Tensor], bits: int) -> Tensor:
+        """Number of weights, the four statistics, and whether all weights are finite."""
+        joined = torch.cat(codes)
+        before = self._codes.get(name)
+        self._codes[name] = joined
+        if before is None or before.shape != joined.shape:
+            flips = torch.full((), torch.nan, device=joined.device)
+        else:
+            flips = (before.to(joined.device) != joined).float().mean()
+        histogram = code_histogram(joined, bits)
+        finite = torch.stack([torch.isfinite(weight).all() for weight in weights]).all()
+        values = (
+            effective_bitwidth(histogram),
+            bin_utilization(histogram),
+            imbalance(histogram),
+            flips,
+            finite,
+        )
+        return torch.stack([torch.as_tensor(joined.numel(), device=joined.device), *values]).float()
+
+
+def _overall(weights: list[float], layers: list[CodeStatistics]) -> CodeStatistics:
+    total = sum(weights)
+
+    def mean(field: str) -> float:
+        return sum(w * getattr(layer, field) for w, layer in zip(weights, layers, strict=True)) / max(
+            total, 1
+        )
+
+    worst = max(layer.imbalance for layer in layers)
+    return CodeStatistics(mean("effective_bitwidth"), mean("bin_utilization"), worst, mean("code_flip_rate"))

@@ -1,0 +1,156 @@
+"""Quantize the layers of a model in place, and undo it exactly."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from lightning_balq.nn.activation import ActivationQuantizer
+from lightning_balq.nn.checkpoint import attach_checkpoint_hooks, detach_checkpoint_hooks
+from lightning_balq.nn.config import QuantizationConfig
+from lightning_balq.nn.layers import (
+    STATE,
+    LayerQuantizer,
+    SlowPathEncoder,
+    SlowPathEncoderLayer,
+    clean_name,
+    input_names,
+    layer_mixin,
+    peek_weight,
+    quantized_layers,
+    weight_names,
+)
+from lightning_balq.nn.plan import LayerPlan, Plan, plan
+from lightning_balq.nn.schedule import Schedule
+from lightning_balq.nn.swap import Swapped, restore_class, swap_class
+
+
+def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Plan:
+    """Quantize the selected layers of ``model`` in place, from the next forward on.
+
+    Each layer keeps its parameters, hooks and place; only its class changes, to a subclass that quantizes its weight
+    and input and then computes what the layer computes. ``state_dict()`` keeps the keys and the float values. Layers
+    that are quantized already in the same way are left alone, so that calling this twice is calling it once.
+
+    Without Lightning, call ``update_ranges_(activation_quantizers(model))`` of :mod:`lightning_balq.nn` after each
+    training batch if activation ranges are observed; the callback does so by itself.
+
+    Args:
+        model: any module, which may itself be a layer.
+        config: what to quantize and how; 4-bit balanced weights by default.
+
+    Returns:
+        What was decided for each layer.
+
+    Raises:
+        TypeError: if ``model`` is not a module.
+        ValueError: if the options do not fit the model, a layer is quantized already in another way, or a weight is
+            not finite. The model is then as it was.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> plan = quantize_(model, QuantizationConfig(quantize_first_last=True))
+        >>> [layer.name for layer in plan.quantized]
+        ['0', '2']
+        >>> unquantize_(model)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    config = QuantizationConfig() if config is None else config
+    decided = plan(model, config)
+    modules = {clean_name(name): module for name, module in model.named_modules()}
+    schedule = _schedule(model)
+    wanted = {
+        layer.name: _layer_quantizer(modules[layer.name], layer, config, schedule)
+        for layer in decided.quantized
+    }
+    _check_unquantized(modules, wanted)
+    _check_finite(modules, wanted)
+    for name, quantizer in wanted.items():
+        layer = modules[name]
+        if STATE not in layer.__dict__:
+            swap_class(layer, layer_mixin(type(layer)))
+            layer.__dict__[STATE] = quantizer
+    _leave_fast_paths(model)
+    attach_checkpoint_hooks(model)
+    return decided
+
+
+def unquantize_(model: nn.Module) -> None:
+    """Undo :func:`quantize_`: the layers are the float layers again, with the float weights as trained.
+
+    Types, ``__dict__`` keys, parameters and their order, hooks and ``state_dict()`` are those of the float model.
+
+    Args:
+        model: any module; one without quantized layers is left alone.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> _ = quantize_(layer, QuantizationConfig(quantize_first_last=True))
+        >>> unquantize_(layer)
+        >>> type(layer) is nn.Linear
+        True
+    """
+    for module in model.modules():
+        module.__dict__.pop(STATE, None)
+        if isinstance(module, Swapped):
+            restore_class(module)
+        detach_checkpoint_hooks(module)
+
+
+def _schedule(model: nn.Module) -> Schedule:
+    """The schedule of the layers that are quantized already, or a new one."""
+    return next((quantizer.schedule for _, _, quantizer in quantized_layers(model)), Schedule())
+
+
+def _layer_quantizer(
+    layer: nn.Module, decided: LayerPlan, config: QuantizationConfig, schedule: Schedule
+) -> LayerQuantizer:
+    assert decided.weight_bits is not None  # it is in `plan.quantized`
+    inputs = {}
+    if decided.activation_bits is not None:
+        for name in input_names(layer):
+            inputs[name] = ActivationQuantizer(
+                decided.activation_bits, config.activation_range, config.activation_sign
+            )
+    weight = replace(config.weight, bits=decided.weight_bits)
+    return LayerQuantizer(weight, weight_names(layer), inputs, schedule)
+
+
+def _check_unquantized(modules: dict[str, nn.Module], wanted: dict[str, LayerQuantizer]) -> None:
+    for name, quantizer in wanted.items():
+        present: LayerQuantizer | None = modules[name].__dict__.get(STATE)
+        if present is not None and present.settings() != quantizer.settings():
+            raise ValueError(
+                f"layer {name!r} is quantized already, as {present.settings()}, and cannot also be quantized as "
+                f"{quantizer.settings()}; call `unquantize_(model)` first, or give the layer to one of the two"
+            )
+
+
+def _check_finite(modules: dict[str, nn.Module], wanted: dict[str, LayerQuantizer]) -> None:
+    for name, quantizer in wanted.items():
+        layer = modules[name]
+        if any(is_lazy(parameter) for parameter in layer.parameters()):
+            continue
+        for weight_name in quantizer.weight_names:
+            weight = peek_weight(layer, weight_name)
+            if weight.device.type != "meta" and not bool(torch.isfinite(weight).all()):
+                raise ValueError(not_finite(name, weight_name))
+
+
+def not_finite(layer: str, weight_name: str) -> str:
+    """Message about a weight that holds NaN or infinity."""
+    return (
+        f"`{weight_name}` of layer {layer!r} holds NaN or infinite values, which have no code; expected finite weights. "
+        "Load a sound checkpoint, lower the learning rate or clip gradients"
+    )
+
+
+def _leave_fast_paths(model: nn.Module) -> None:
+    for module in model.modules():
+        if not isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerEncoder)):
+            continue
+        if any(STATE in part.__dict__ for part in module.modules()):
+            layer = isinstance(module, nn.TransformerEncoderLayer)
+            swap_class(module, SlowPathEncoderLayer if layer else SlowPathEncoder)

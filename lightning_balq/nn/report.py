@@ -1,0 +1,83 @@
+"""Tables of what is quantized and of what was recorded, for people."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lightning_balq.nn.plan import LayerPlan, Plan
+
+
+def plan_table(plan: Plan) -> Table:
+    """Table of a plan: layer, bits, shape, weights, bytes before and after, and why a layer stays float."""
+    count = len(plan.quantized)
+    columns = [
+        "layer",
+        "type",
+        "W bits",
+        "A bits",
+        "shape",
+        "weights",
+        "bytes",
+        "quantized",
+        "stays float because",
+    ]
+    table = _table(f"{count} of {len(plan.layers)} layers quantized", columns, numeric=(2, 3, 5, 6, 7))
+    for layer in plan.layers:
+        table.add_row(*_cells(layer), style=None if layer.quantized else "dim")
+    before = sum(layer.float_bytes for layer in plan.layers)
+    after = sum(layer.quantized_bytes for layer in plan.layers)
+    table.add_section()
+    if plan.other_bytes:
+        other = f"{plan.other_bytes:,}"
+        table.add_row(
+            "(other parameters)", "", "", "", "", "", other, other, "biases, norms and others", style="dim"
+        )
+    weights = sum(layer.weights for layer in plan.layers)
+    total, packed = before + plan.other_bytes, after + plan.other_bytes
+    table.add_row("total", "", "", "", "", f"{weights:,}", f"{total:,}", f"{packed:,}", "")
+    return table
+
+
+def plan_text(plan: Plan) -> str:
+    """The table of a plan as plain text."""
+    console = Console(file=io.StringIO(), width=140, no_color=True, force_terminal=False)
+    console.print(plan_table(plan))
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
+    return text.rstrip("\n")
+
+
+def record_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Table with one row for each layer; the first column is its name, the others are numbers."""
+    table = _table(title, columns, numeric=range(1, len(columns)))
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _table(title: str, columns: Sequence[str], numeric: Iterable[int]) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    right = set(numeric)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+    return table
+
+
+def _cells(layer: LayerPlan) -> list[str]:
+    shape = ", ".join("x".join(map(str, shape)) or "scalar" for shape in layer.shapes)
+    return [
+        layer.name or "(the model)",
+        layer.type,
+        "float" if layer.weight_bits is None else str(layer.weight_bits),
+        "float" if layer.activation_bits is None else str(layer.activation_bits),
+        shape or "not known yet",
+        f"{layer.weights:,}",
+        f"{layer.float_bytes:,}",
+        f"{layer.quantized_bytes:,}",
+        layer.reason,
+    ]

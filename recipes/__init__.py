@@ -1,0 +1,1 @@
+"""Training recipes: programs and settings that use ``lightning_balq`` on real data."""

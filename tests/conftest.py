@@ -1,0 +1,1 @@
+"""Shared by all tests: determinism, and no progress of one test leaking into another."""
