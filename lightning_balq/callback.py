@@ -12,13 +12,19 @@ from statistics import median
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from torch import Tensor, nn
 
 from lightning_balq.functional._checks import Center, Granularity, Scale
-from lightning_balq.nn.activation import ActivationRange, ActivationSign, settle_ranges_, update_ranges_
+from lightning_balq.nn.activation import (
+    ActivationQuantizer,
+    ActivationRange,
+    ActivationSign,
+    settle_ranges_,
+    update_ranges_,
+)
 from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.layers import activation_quantizers, quantized_layers
 from lightning_balq.nn.monitor import CodeMonitor, CodeStatistics
@@ -34,6 +40,9 @@ STATE_VERSION = 1
 FEW_BITS = 3
 """Weight bits up to which a trained model does not survive being quantized at once (Zhou et al. 2017)."""
 
+SHOWN = {"balq/effective_bitwidth", "balq/overhead"}
+"""What reaches the progress bar."""
+
 _REPLACED_LINEAR = ("BitsandbytesPrecision", "TransformerEnginePrecision")
 
 
@@ -43,12 +52,13 @@ class QuantizationCallback(Callback, ABC):
 
     The model is quantized in ``setup``, before anything is wrapped or configured, or as soon as its own ``setup`` or
     ``configure_model`` has built it, and stays quantized afterwards: ``model(x)`` is the network that was trained, and
-    :func:`lightning_balq.unquantize_` gives the float one back. Checkpoints keep the keys and values of the float model.
+    :func:`lightning_balq.unquantize_` gives the float one back. Checkpoints keep the keys and values of the float
+    model.
 
     Every ``record_every_n_steps`` optimizer steps, and at the end, it records to all loggers and ``callback_metrics``,
     for each layer (``balq/<layer>/..``) and overall (``balq/..``): ``effective_bitwidth``, ``bin_utilization``,
-    ``imbalance`` and ``code_flip_rate`` of the weight codes; and ``balq/overhead``, the share of the training step spent
-    in the forward of the quantizers (not measured inside compiled code).
+    ``imbalance`` and ``code_flip_rate`` of the weight codes; and ``balq/overhead``, the share of the training step
+    spent in the forward of the quantizers (not measured inside compiled code).
     """
 
     weight_bits: int = 4
@@ -76,12 +86,14 @@ class QuantizationCallback(Callback, ABC):
             if value < 0:
                 raise ValueError(f"`{argument}` must not be negative, got {value}")
         if self.name is not None and not isinstance(self.name, str):
-            raise TypeError(
-                f"`name` must be a str or None, got {self.name!r} of type {type(self.name).__name__}"
-            )
+            raise TypeError(f"`name` must be a str or None, got {self.name!r} of type {type(self.name).__name__}")
         self._config()
-        self._forget()
         self._overheads: list[float] = []
+        self._plan: Plan | None
+        self._inputs: list[ActivationQuantizer]
+        self._schedule: Schedule | None
+        self._recorded: dict[str, CodeStatistics]
+        self._forget()
 
     @abstractmethod
     def _quantizer(self) -> WeightQuantizer:
@@ -121,8 +133,8 @@ class QuantizationCallback(Callback, ABC):
         precision = type(trainer.precision_plugin).__name__
         if precision in _REPLACED_LINEAR:
             raise MisconfigurationException(
-                f"{type(self).__name__} cannot be combined with {precision}, which replaces the linear layers after this "
-                "callback has quantized them; use another `precision`"
+                f"{type(self).__name__} cannot be combined with {precision}, which replaces the linear layers after "
+                "this callback has quantized them; use another `precision`"
             )
         builder = _late_builder(pl_module)
         if builder is None:
@@ -147,8 +159,8 @@ class QuantizationCallback(Callback, ABC):
         gradual = self.start_step or self.blend_steps
         if self._trained_as_float and bits <= FEW_BITS and not gradual and trainer.is_global_zero:
             warnings.warn(
-                f"The model was trained before ({self._trained_as_float}) and is quantized to {bits} bits at once, which "
-                "usually destroys what it has learned: set `start_step` or `blend_steps` to let it adapt",
+                f"The model was trained before ({self._trained_as_float}) and is quantized to {bits} bits at once, "
+                "which usually destroys what it has learned: set `start_step` or `blend_steps` to let it adapt",
                 stacklevel=2,
             )
 
@@ -161,9 +173,7 @@ class QuantizationCallback(Callback, ABC):
         self._schedule.set_blend(blend_at(trainer.global_step, self.start_step, self.blend_steps))
         self._recorded_step = trainer.global_step
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Follow the schedule, and start the clock if this step is recorded."""
         assert self._schedule is not None  # set in on_train_start
         self._schedule.set_blend(blend_at(trainer.global_step, self.start_step, self.blend_steps))
@@ -181,12 +191,8 @@ class QuantizationCallback(Callback, ABC):
         if self._is_due(trainer.global_step) and trainer.global_step != self._recorded_step:
             metrics = self._record(trainer, pl_module, overhead)
             if not trainer.barebones:
-                shown = {
-                    key: metrics[key]
-                    for key in ("balq/effective_bitwidth", "balq/overhead")
-                    if key in metrics
-                }
-                pl_module.log_dict(shown, prog_bar=True, logger=False)
+                for key in metrics.keys() & SHOWN:
+                    pl_module.log(key, metrics[key], prog_bar=True, logger=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what the last full interval left out."""
@@ -214,17 +220,14 @@ class QuantizationCallback(Callback, ABC):
 
     def _stop_clock(self, device: torch.device) -> float | None:
         """Share of the step spent quantizing, if the clock ran and saw any."""
-        timer = self._schedule.timer if self._schedule else None
-        if self._schedule is None or timer is None:
+        if self._schedule is None or self._schedule.timer is None:
             return None
-        self._schedule.timer = None
+        timer, self._schedule.timer = self._schedule.timer, None
         spent = timer.seconds()
         _synchronize(device)
         return spent / (time.perf_counter() - self._started) if spent else None
 
-    def _record(
-        self, trainer: Trainer, pl_module: LightningModule, overhead: float | None
-    ) -> dict[str, float]:
+    def _record(self, trainer: Trainer, pl_module: LightningModule, overhead: float | None) -> dict[str, float]:
         self._recorded_step = trainer.global_step
         settle_ranges_(self._inputs)
         if (
@@ -233,9 +236,7 @@ class QuantizationCallback(Callback, ABC):
             return {}
         self._recorded, overall = self._monitor.record(pl_module)
         metrics = {
-            f"balq/{name}/{key}": v
-            for name, layer in self._recorded.items()
-            for key, v in asdict(layer).items()
+            f"balq/{name}/{key}": v for name, layer in self._recorded.items() for key, v in asdict(layer).items()
         }
         metrics |= {f"balq/{key}": value for key, value in asdict(overall).items()}
         if overhead is not None:
@@ -279,9 +280,7 @@ class QuantizationCallback(Callback, ABC):
         self._overheads = list(state_dict["overheads"])
         saved, present = state_dict["arguments"], self._arguments()
         changed = [
-            f"{key}: {saved.get(key)!r} -> {value!r}"
-            for key, value in present.items()
-            if saved.get(key) != value
+            f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in present.items() if saved.get(key) != value
         ]
         if changed:
             warnings.warn(
@@ -290,9 +289,7 @@ class QuantizationCallback(Callback, ABC):
                 stacklevel=2,
             )
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note that the weights are those of a float model, if they are."""
         if "lightning_balq" not in checkpoint:
             self._trained_as_float = "its checkpoint is that of a float model"
@@ -306,11 +303,11 @@ class QuantizationCallback(Callback, ABC):
         return {key: _plain(value) for key, value in values.items()}
 
     def _forget(self) -> None:
-        self._plan: Plan | None = None
-        self._inputs: list[Any] = []
-        self._schedule: Schedule | None = None
+        self._plan = None
+        self._inputs = []
+        self._schedule = None
         self._monitor = CodeMonitor()
-        self._recorded: dict[str, CodeStatistics] = {}
+        self._recorded = {}
         self._recorded_step = -1
         self._started = 0.0
         self._trained_as_float = ""
@@ -353,9 +350,7 @@ class BalancedQuantization(QuantizationCallback):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(
-        ...     callbacks=[BalancedQuantization(weight_bits=2, activation_bits=2)], logger=False
-        ... )
+        >>> trainer = Trainer(callbacks=[BalancedQuantization(weight_bits=2, activation_bits=2)], logger=False)
     """
 
     _: KW_ONLY
@@ -372,8 +367,8 @@ class UniformQuantization(QuantizationCallback):
     """Train with uniformly quantized weights, the baseline: the nearest of evenly spaced levels.
 
     Args:
-        scale: outermost level at ``"max"`` magnitude (extremal values), at 1.25 times the ``"mean"`` magnitude, or where
-            the levels fit the weight best (``"least_squares"``).
+        scale: outermost level at ``"max"`` magnitude (extremal values), at 1.25 times the ``"mean"`` magnitude, or
+            where the levels fit the weight best (``"least_squares"``).
         granularity: one scale per weight (``"per_tensor"``) or per output channel (``"per_channel"``).
 
     All other arguments are those of :class:`BalancedQuantization`.

@@ -3,6 +3,7 @@
 1797 images of 8x8 pixels (Alpaydin & Kaynak 1998, UCI), so that a training run takes seconds and needs no download.
 """
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -37,7 +38,7 @@ def network(name: Network) -> nn.Sequential:
     """Build a network of four quantizable layers: a CNN with batch norm, the same without, or an MLP."""
     if name == "mlp":
         sizes = [64, 128, 128, 128]
-        hidden = [(nn.Linear(a, b), nn.ReLU()) for a, b in zip(sizes, sizes[1:], strict=False)]
+        hidden = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
         return nn.Sequential(nn.Flatten(), *[layer for pair in hidden for layer in pair], nn.Linear(128, CLASSES))
     norm = name == "cnn_bn"
 

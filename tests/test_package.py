@@ -43,7 +43,7 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - before}, torch.cud
     ("layer", "allowed"),
     [
         ("functional", {"torch", "lightning_balq.functional"}),
-        ("nn", {"torch", "lightning_balq.functional", "lightning_balq.nn"}),
+        ("nn", {"lightning_balq.functional", "lightning_balq.nn", "rich", "torch", "torchmetrics"}),
         (".", {"lightning", "lightning_balq", "rich", "torch", "torchmetrics"}),
     ],
     ids=["functional", "nn", "package"],

@@ -20,9 +20,7 @@ def check_bits(bits: int, name: str = "bits") -> int:
         ValueError: if it is out of range.
     """
     if isinstance(bits, bool) or not isinstance(bits, int):
-        raise TypeError(
-            f"`{name}` must be an int from 1 to {MAX_BITS}, got {bits!r} of type {type(bits).__name__}"
-        )
+        raise TypeError(f"`{name}` must be an int from 1 to {MAX_BITS}, got {bits!r} of type {type(bits).__name__}")
     if not 1 <= bits <= MAX_BITS:
         raise ValueError(f"`{name}` must be from 1 to {MAX_BITS} (the width of a code in bits), got {bits}")
     return bits

@@ -19,9 +19,7 @@ def to_rows(weight: Tensor, granularity: Granularity) -> Tensor:
     check_floating(weight, "weight")
     check_literal(granularity, "granularity", Granularity)
     if granularity == "per_channel" and weight.dim() == 0:
-        raise ValueError(
-            '`granularity="per_channel"` needs a weight with an output channel (dim 0), got a scalar'
-        )
+        raise ValueError('`granularity="per_channel"` needs a weight with an output channel (dim 0), got a scalar')
     rows = 1 if granularity == "per_tensor" else weight.shape[0]
     values = weight.detach().to(torch.float32)
     return values.reshape(rows, values.numel() // rows if rows else 0)

@@ -33,7 +33,8 @@ def activation_scale(bits: int, *, range: Tensor, signed: Tensor) -> Tensor:
     check_bits(bits)
     width = range.detach().to(torch.float32)
     width = torch.where(signed, 2 * width, width)
-    return (width / (2**bits - 1)).clamp(min=torch.finfo(torch.float32).tiny)
+    scale: Tensor = width / (2**bits - 1)
+    return scale.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def activation_codes(x: Tensor, bits: int, *, range: Tensor, signed: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def max_scale(weight: Tensor, bits: int, *, granularity: Granularity = "per_tens
         tensor([1.])
     """
     check_bits(bits)
-    return _bound(to_rows(weight, granularity)) / (2**bits - 1)
+    return _bound(to_rows(weight, granularity)).div(2**bits - 1)
 
 
 def mean_scale(weight: Tensor, bits: int, *, granularity: Granularity = "per_tensor") -> Tensor:
@@ -64,13 +64,13 @@ def mean_scale(weight: Tensor, bits: int, *, granularity: Granularity = "per_ten
         tensor([0.5000])
     """
     check_bits(bits)
-    return MEAN_FACTOR * mean_magnitude(to_rows(weight, granularity)) / (2**bits - 1)
+    return mean_magnitude(to_rows(weight, granularity)).mul(MEAN_FACTOR).div(2**bits - 1)
 
 
-def least_squares_scale(
-    weight: Tensor, codes: Tensor, bits: int, *, granularity: Granularity = "per_tensor"
-) -> Tensor:
-    r"""Scale that minimises :math:`\|W - s\,z\|^2` for given codes: :math:`s = \langle W, z\rangle / \langle z, z\rangle`.
+def least_squares_scale(weight: Tensor, codes: Tensor, bits: int, *, granularity: Granularity = "per_tensor") -> Tensor:
+    r"""Scale that minimises :math:`\|W - s\,z\|^2` for given codes.
+
+    .. math:: s = \langle W, z\rangle / \langle z, z\rangle
 
     Here :math:`z = 2c - (2^b - 1)` are the odd codes. A negative solution (codes that point away from the weight, as
     for a weight far from zero whose bins are narrow) is replaced by 0, the best scale that is not negative.

@@ -1,7 +1,7 @@
 r"""How well the codes of a layer are used, from the histogram of its codes.
 
-A histogram has shape ``(..., 2**bits)``; leading dimensions are independent layers. Histograms add up: the sum of two is
-the histogram of both layers together.
+A histogram has shape ``(..., 2**bits)``; leading dimensions are independent layers. Histograms add up: the sum of two
+is the histogram of both layers together.
 """
 
 import math
@@ -59,7 +59,8 @@ def effective_bitwidth(histogram: Tensor) -> Tensor:
     """
     counts = histogram.to(accumulation_dtype(histogram.device))
     share = counts / counts.sum(dim=-1, keepdim=True).clamp(min=1)
-    return torch.special.entr(share).sum(dim=-1) / math.log(2)
+    nats: Tensor = torch.special.entr(share)
+    return nats.sum(dim=-1).div(math.log(2))
 
 
 def bin_utilization(histogram: Tensor) -> Tensor:

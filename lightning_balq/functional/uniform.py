@@ -60,7 +60,9 @@ def uniform_scale(
 
 
 def uniform_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
-    r"""Codes of the nearest levels, :math:`\mathrm{clamp}(\mathrm{rtz}(W / (2s) + n / 2),\ 0,\ n)`, :math:`n = 2^b - 1`.
+    r"""Codes of the nearest levels.
+
+    .. math:: c = \mathrm{clamp}(\mathrm{rtz}(W / (2s) + n / 2),\ 0,\ n), \quad n = 2^b - 1
 
     Here rtz rounds half toward zero: of two levels equally near, the lower is taken.
 
@@ -150,7 +152,9 @@ def dorefa_codes(weight: Tensor, bits: int) -> Tensor:
 
 
 def dorefa_fake_quantize(weight: Tensor, bits: int) -> Tensor:
-    r"""DoReFa-Net weights: :math:`2\,Q_b(\tanh W / (2 \max|\tanh W|) + 1/2) - 1`; at 1 bit :math:`E|W|\,\mathrm{sign}(W)`.
+    r"""Quantize weights as DoReFa-Net does.
+
+    .. math:: W_q = 2\,Q_b(\tanh W / (2 \max|\tanh W|) + 1/2) - 1; \quad W_q = E|W|\,\mathrm{sign}(W)\ \text{at 1 bit}
 
     The levels lie in [-1, 1] whatever the size of the weight. Gradient: the straight-through estimator stands for the
     rounding :math:`Q_b` alone, so that tanh and its maximum are differentiated; at 1 bit the gradient is the identity.
@@ -176,9 +180,7 @@ def dorefa_fake_quantize(weight: Tensor, bits: int) -> Tensor:
     """
     codes = dorefa_codes(weight, bits)
     if bits == 1:
-        return straight_through(
-            weight, dequantize(codes, mean_magnitude(to_rows(weight, "per_tensor")), bits)
-        )
+        return straight_through(weight, dequantize(codes, mean_magnitude(to_rows(weight, "per_tensor")), bits))
     levels = odd_codes(codes, bits) / (2**bits - 1)
     return straight_through(_normalised_tanh(weight.to(torch.float32)), levels).to(weight.dtype)
 

@@ -1,8 +1,9 @@
 """Quantization of the layers of a model, without Lightning.
 
-Where a line belongs: ``quantizer`` and ``activation`` say how a tensor is quantized, ``config`` holds the options, ``plan``
-chooses layers, ``swap`` changes classes, ``layers`` runs a forward on quantized weights, ``quantize`` puts these together,
-``checkpoint`` saves what ``state_dict()`` cannot, ``monitor`` and ``timing`` measure, ``report`` draws tables.
+Where a line belongs: ``quantizer`` and ``activation`` say how a tensor is quantized, ``schedule`` how far; ``config``
+holds the options and ``plan`` chooses layers by them; ``swap`` changes classes and ``layers`` runs a forward on
+quantized weights; ``quantize`` puts these together. ``checkpoint`` saves what ``state_dict()`` cannot, ``monitor``,
+``timing`` and ``pretrained`` look, ``report`` draws tables.
 """
 
 from lightning_balq.nn.activation import ActivationQuantizer, update_ranges_

@@ -21,8 +21,9 @@ class ActivationQuantizer:
     r"""Quantizes one input of a layer to ``2**bits`` levels of ``[0, range]`` or ``[-range, range]``.
 
     ``range`` is 1 (``"unit"``), or the running mean over training batches (``"observed"``) of
-    :math:`\min(\max|x|,\ 2 \sqrt{n}\, E|x|)` with :math:`n = 2^b - 1`; the second term is the initial range of LSQ (Esser
-    et al. 2020, arXiv:1902.08153). A sign of ``"auto"`` becomes signed once a training batch holds a negative value.
+    :math:`\min(\max|x|,\ 2 \sqrt{n}\, E|x|)` with :math:`n = 2^b - 1`; the second term is the initial range of LSQ
+    (Esser et al. 2020, arXiv:1902.08153). A sign of ``"auto"`` becomes signed once a training batch holds a
+    negative value.
 
     What a batch shows is kept aside until :func:`update_ranges_` takes it over, so that a range is constant within a
     training step and a recomputed forward (activation checkpointing) sees the same one. Before the first update, and
@@ -114,9 +115,7 @@ class ActivationQuantizer:
         self.ready = bool(self.batches > 0)
 
 
-def update_ranges_(
-    quantizers: Iterable[ActivationQuantizer], reduce: Callable[[Tensor], Tensor] | None = None
-) -> None:
+def update_ranges_(quantizers: Iterable[ActivationQuantizer], reduce: Callable[[Tensor], Tensor] | None = None) -> None:
     """Take over what the quantizers observed since the last call; call it once after each training batch.
 
     Args:

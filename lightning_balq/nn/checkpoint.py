@@ -1,11 +1,12 @@
 """Carry what a float model has no place for inside its checkpoints, so that these stay checkpoints of the float model.
 
-Activation ranges and the state of the schedule travel in ``checkpoint["lightning_balq"]``; ``state_dict`` keeps the keys
-of the float model. The hooks sit on the module, where full and weights-only checkpoints both pass, and are found by
-name: any root module that has ``on_save_checkpoint`` and ``on_load_checkpoint``, as a LightningModule does.
+Activation ranges and the state of the schedule travel in ``checkpoint["lightning_balq"]``; ``state_dict`` keeps
+the keys of the float model. The hooks sit on the module, where full and weights-only checkpoints both pass, and are
+found by name: any root module that has ``on_save_checkpoint`` and ``on_load_checkpoint``, as a LightningModule does.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -33,7 +34,7 @@ def detach_checkpoint_hooks(model: nn.Module) -> None:
 
 def save_state(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     """``on_save_checkpoint`` of ``model``: its own, then ours."""
-    type(model).on_save_checkpoint(model, checkpoint)  # type: ignore[operator]  # checked in attach_checkpoint_hooks
+    _own_hook(model, "on_save_checkpoint")(checkpoint)
     checkpoint[KEY] = quantization_state(model)
 
 
@@ -41,7 +42,13 @@ def load_state(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     """``on_load_checkpoint`` of ``model``: ours, then its own."""
     if KEY in checkpoint:
         load_quantization_state(model, checkpoint[KEY])
-    type(model).on_load_checkpoint(model, checkpoint)  # type: ignore[operator]  # checked in attach_checkpoint_hooks
+    _own_hook(model, "on_load_checkpoint")(checkpoint)
+
+
+def _own_hook(model: nn.Module, name: str) -> Callable[[dict[str, Any]], None]:
+    """The hook that the class of ``model`` defines, which ours stands in front of."""
+    hook: Callable[[dict[str, Any]], None] = getattr(type(model), name).__get__(model)
+    return hook
 
 
 def quantization_state(model: nn.Module) -> dict[str, Any]:
@@ -56,9 +63,7 @@ def quantization_state(model: nn.Module) -> dict[str, Any]:
     """
     quantizers = {name: quantizer for name, _, quantizer in quantized_layers(model)}
     inputs = {
-        name: {
-            key: activation.state() for key, activation in quantizer.inputs.items() if activation.observing
-        }
+        name: {key: activation.state() for key, activation in quantizer.inputs.items() if activation.observing}
         for name, quantizer in quantizers.items()
     }
     blend = next((quantizer.schedule.blend for quantizer in quantizers.values()), 1.0)
@@ -77,8 +82,8 @@ def load_quantization_state(model: nn.Module, state: dict[str, Any]) -> None:
     """
     if state["version"] > VERSION:
         raise ValueError(
-            f"the checkpoint holds version {state['version']} of the state of lightning_balq, this is version {VERSION}: "
-            "install the lightning_balq that wrote it, or a newer one"
+            f"the checkpoint holds version {state['version']} of the state of lightning_balq, this is version "
+            f"{VERSION}: install the lightning_balq that wrote it, or a newer one"
         )
     for name, _, quantizer in quantized_layers(model):
         quantizer.schedule.set_blend(state["blend"])

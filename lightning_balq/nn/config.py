@@ -12,9 +12,9 @@ from lightning_balq.nn.quantizer import BalancedQuantizer, WeightQuantizer
 class QuantizationConfig:
     """Options of :func:`lightning_balq.quantize_`.
 
-    A pattern is a glob (``*``, ``?``, ``[..]``) on names of ``named_modules()``, or ``type:`` and a glob on class names;
-    a pattern that matches a container selects all layers inside. Embeddings are quantized only where their name or
-    type is written out.
+    A pattern is a glob (``*``, ``?``, ``[..]``) on names of ``named_modules()``, or ``type:`` and a glob on class
+    names; a pattern that matches a container selects all layers inside. Embeddings are quantized only where their
+    name or type is written out.
 
     Attributes:
         weight: quantizer of the weights, with their width.
@@ -50,9 +50,7 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         """Check every field, and make copies that nobody else can change."""
         if not isinstance(self.weight, WeightQuantizer):
-            raise TypeError(
-                f"`weight` must be a WeightQuantizer, got {self.weight!r} of {type(self.weight).__name__}"
-            )
+            raise TypeError(f"`weight` must be a WeightQuantizer, got {self.weight!r} of {type(self.weight).__name__}")
         if self.activation_bits is not None:
             check_bits(self.activation_bits, "activation_bits")
         check_literal(self.activation_range, "activation_range", ActivationRange)
@@ -68,14 +66,8 @@ class QuantizationConfig:
 
 
 def _patterns(value: Sequence[str], name: str) -> tuple[str, ...]:
-    if (
-        isinstance(value, str)
-        or not isinstance(value, Sequence)
-        or not all(isinstance(item, str) for item in value)
-    ):
-        raise TypeError(
-            f"`{name}` must be a sequence of patterns such as ['encoder.*', 'type:Conv2d'], got {value!r}"
-        )
+    if isinstance(value, str) or not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"`{name}` must be a sequence of patterns such as ['encoder.*', 'type:Conv2d'], got {value!r}")
     return tuple(value)
 
 

@@ -139,7 +139,8 @@ def _swap_channels(layer: nn.Module, weight: Tensor) -> Tensor:
     """Bring the output channels of a transposed convolution to dim 0, (in, out/g, ..) to (out, in/g, ..), or back."""
     if not isinstance(layer, _TRANSPOSED):
         return weight
-    return weight.unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+    grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    return grouped.transpose(1, 2).flatten(0, 1)
 
 
 def _restore_zeros(layer: nn.Module, name: str, weight: Tensor, quantized: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ def peek_weight(layer: nn.Module, name: str) -> Tensor:
     owner, attribute = _owner(layer, name)
     if not is_parametrized(owner, attribute):
         return get_weight(layer, name)
-    parametrizations = owner.parametrizations[attribute]  # type: ignore[index]  # a ModuleDict
+    parametrizations = owner.get_submodule(f"parametrizations.{attribute}")
     modes = {module: module.training for module in parametrizations.modules()}
     try:
         parametrizations.eval()  # spectral_norm iterates in training mode
@@ -237,9 +238,7 @@ class QuantizedConv(QuantizedLayer):
         layer = _module(self)
         quantizer: LayerQuantizer = layer.__dict__[STATE]
         weight = quantizer.quantize_weight(layer, "weight")
-        output: Tensor = layer._conv_forward(
-            quantizer.quantize_input(layer, "input", input), weight, layer.bias
-        )
+        output: Tensor = layer._conv_forward(quantizer.quantize_input(layer, "input", input), weight, layer.bias)
         return output
 
 
@@ -276,7 +275,7 @@ class SlowPathEncoderLayer(Swapped):
 
 
 class SlowPathEncoder(Swapped):
-    """Mixin of a ``TransformerEncoder`` with quantized parts: keeps it from nested tensors, which need the fused path."""
+    """Mixin of a ``TransformerEncoder`` with quantized parts: no nested tensors, which need the fused path."""
 
     @property
     def use_nested_tensor(self) -> bool:

@@ -90,9 +90,8 @@ def _overall(weights: list[float], layers: list[CodeStatistics]) -> CodeStatisti
     total = sum(weights)
 
     def mean(field: str) -> float:
-        return sum(w * getattr(layer, field) for w, layer in zip(weights, layers, strict=True)) / max(
-            total, 1
-        )
+        values: list[float] = [getattr(layer, field) for layer in layers]
+        return sum(weight * value for weight, value in zip(weights, values, strict=True)) / max(total, 1)
 
     worst = max(layer.imbalance for layer in layers)
     return CodeStatistics(mean("effective_bitwidth"), mean("bin_utilization"), worst, mean("code_flip_rate"))

@@ -3,15 +3,18 @@
 import difflib
 import fnmatch
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 from torchmetrics import Metric
 
 from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.layers import QUANTIZABLE, clean_name, input_names, peek_weight, weight_names
 from lightning_balq.nn.report import plan_text
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
 @dataclass(frozen=True)
@@ -76,16 +79,13 @@ def plan(model: nn.Module, config: QuantizationConfig) -> Plan:
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> [
-        ...     (layer.name, layer.weight_bits, layer.reason)
-        ...     for layer in plan(model, QuantizationConfig()).layers
-        ... ]
+        >>> [(layer.name, layer.weight_bits, layer.reason) for layer in plan(model, QuantizationConfig()).layers]
         [('0', None, 'first layer'), ('2', 4, ''), ('4', None, 'last layer')]
     """
     candidates = list(_candidates(model))
     _check_patterns(candidates, config)
-    reasons = {layer.name: _reason(layer, config) for layer in candidates}
-    _leave_ends(candidates, reasons, config)
+    ends = _ends([layer for layer in candidates if _is_chosen(layer, config)])
+    reasons = {layer.name: _reason(layer, config, ends) for layer in candidates}
     if all(reasons.values()):
         raise ValueError(_nothing_left(candidates, reasons))
     _check_contradictions(candidates, reasons, config)
@@ -99,14 +99,12 @@ def plan(model: nn.Module, config: QuantizationConfig) -> Plan:
 class _Candidate:
     name: str
     module: nn.Module
-    path: tuple[tuple[str, nn.Module], ...]  # the layer itself and its ancestors, by name, without the root
+    path: tuple[tuple[str, nn.Module], ...]  # ancestors from the root down to the layer itself, by name
 
     def matches(self, pattern: str) -> bool:
         if pattern.startswith("type:"):
             glob = pattern.removeprefix("type:")
-            return any(
-                fnmatch.fnmatchcase(name, glob) for _, module in self.path for name in _type_names(module)
-            )
+            return any(fnmatch.fnmatchcase(name, glob) for _, module in self.path for name in _type_names(module))
         return any(fnmatch.fnmatchcase(name, pattern) for name, _ in self.path)
 
     def named_by(self, pattern: str) -> bool:
@@ -117,59 +115,49 @@ class _Candidate:
 
 
 def _type_names(module: nn.Module) -> list[str]:
-    return [
-        cls.__name__ for cls in type(module).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module
-    ]
+    return [cls.__name__ for cls in type(module).__mro__ if issubclass(cls, nn.Module) and cls is not nn.Module]
 
 
 def _candidates(model: nn.Module) -> Iterator[_Candidate]:
     modules = {clean_name(name): module for name, module in model.named_modules()}
     for name, module in modules.items():
-        parts = name.split(".")
-        above = [".".join(parts[: index + 1]) for index in range(len(parts))]
+        parts = name.split(".") if name else []
+        above = [".".join(parts[:index]) for index in range(len(parts) + 1)]
         path = tuple((prefix, modules[prefix]) for prefix in above if prefix in modules)
-        if any(isinstance(ancestor, Metric) for _, ancestor in path):
-            continue
-        if weight_names(module) or isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        inside = [ancestor for _, ancestor in path[:-1]]
+        if any(isinstance(ancestor, (Metric, nn.MultiheadAttention)) for ancestor in inside):
+            continue  # a metric measures and does not learn; an attention runs on the weight of its out_proj itself
+        if weight_names(module) or isinstance(module, _RECURRENT):
             yield _Candidate(name, module, path)
 
 
-def _reason(layer: _Candidate, config: QuantizationConfig) -> str:
-    """Why the layer stays float, apart from being first or last; empty if it is selected."""
+def _is_chosen(layer: _Candidate, config: QuantizationConfig) -> bool:
+    return any(map(layer.matches, config.include)) and not any(map(layer.matches, config.exclude))
+
+
+def _ends(chosen: list[_Candidate]) -> dict[str, str]:
+    """First and last layer by name; an embedding counts, whether it is asked for or not."""
+    names = [layer.name for layer in chosen if not isinstance(layer.module, _RECURRENT)]
+    return {names[-1]: "last layer", names[0]: "first layer"} if names else {}
+
+
+def _reason(layer: _Candidate, config: QuantizationConfig, ends: dict[str, str]) -> str:
+    """Why the layer stays float; empty if it is quantized."""
     for pattern in config.exclude:
         if layer.matches(pattern):
             return f"excluded by {pattern!r}"
-    if not any(layer.matches(pattern) for pattern in config.include):
+    if not any(map(layer.matches, config.include)):
         return "not included"
-    if isinstance(layer.module, (nn.RNNBase, nn.RNNCellBase)):
+    if isinstance(layer.module, _RECURRENT):
         return "recurrent layers are not supported yet"
-    if _inside_attention(layer):
-        return "quantized with its MultiheadAttention"
     if isinstance(layer.module, nn.Embedding):
-        if not any(layer.named_by(pattern) for pattern in config.include):
+        if not any(map(layer.named_by, config.include)):
             return "embeddings only on request: include 'type:Embedding'"
         if layer.module.max_norm is not None:
             return "max_norm rewrites the table in every forward"
-    return ""
-
-
-def _inside_attention(layer: _Candidate) -> bool:
-    return any(isinstance(module, nn.MultiheadAttention) for _, module in layer.path[:-1])
-
-
-def _leave_ends(candidates: list[_Candidate], reasons: dict[str, str], config: QuantizationConfig) -> None:
-    """Mark the first and the last layer float, unless asked for by name."""
-    # An embedding that nobody asked for still is the first layer of its network.
-    ends = [
-        layer for layer in candidates if not reasons[layer.name] or isinstance(layer.module, nn.Embedding)
-        if not reasons[layer.name].startswith(("excluded", "not included"))
-    ]  # fmt: skip
-    if config.quantize_first_last or not ends:
-        return
-    for layer, reason in ((ends[0], "first layer"), (ends[-1], "last layer")):
-        named = layer.name in config.include or layer.name in config.weight_bits_by_layer
-        if not reasons[layer.name] and not named:
-            reasons[layer.name] = reason
+    if config.quantize_first_last or layer.name in (*config.include, *config.weight_bits_by_layer):
+        return ""
+    return ends.get(layer.name, "")
 
 
 def _check_patterns(candidates: list[_Candidate], config: QuantizationConfig) -> None:
@@ -183,17 +171,15 @@ def _check_patterns(candidates: list[_Candidate], config: QuantizationConfig) ->
         for pattern in patterns:
             if not any(layer.matches(pattern) for layer in candidates):
                 raise ValueError(
-                    f"`{argument}` holds the pattern {pattern!r}, which matches none of the {len(candidates)} layers that "
-                    f"can be quantized{_near(pattern, candidates)}; a pattern is a glob on `named_modules()` names, or "
-                    "'type:' and a glob on class names"
+                    f"`{argument}` holds the pattern {pattern!r}, which matches none of the {len(candidates)} layers "
+                    f"that can be quantized{_near(pattern, candidates)}; a pattern is a glob on `named_modules()` "
+                    "names, or 'type:' and a glob on class names"
                 )
 
 
 def _near(pattern: str, candidates: list[_Candidate]) -> str:
     if pattern.startswith("type:"):
-        known = sorted(
-            {f"type:{name}" for layer in candidates for _, m in layer.path for name in _type_names(m)}
-        )
+        known = sorted({f"type:{name}" for layer in candidates for _, m in layer.path for name in _type_names(m)})
     else:
         known = list(dict.fromkeys(name for layer in candidates for name, _ in reversed(layer.path)))
     near = difflib.get_close_matches(pattern, known, n=3, cutoff=0.4) or known[:3]
@@ -203,9 +189,7 @@ def _near(pattern: str, candidates: list[_Candidate]) -> str:
 def _nothing_left(candidates: list[_Candidate], reasons: dict[str, str]) -> str:
     if not candidates:
         types = ", ".join(cls.__name__ for cls in QUANTIZABLE)
-        return (
-            f"the model has no layer that can be quantized: expected at least one of {types}, or a subclass"
-        )
+        return f"the model has no layer that can be quantized: expected at least one of {types}, or a subclass"
     shown = ", ".join(f"{layer.name!r} ({reasons[layer.name]})" for layer in candidates[:6])
     more = f" and {len(candidates) - 6} more" if len(candidates) > 6 else ""
     return (
@@ -214,16 +198,10 @@ def _nothing_left(candidates: list[_Candidate], reasons: dict[str, str]) -> str:
     )
 
 
-def _check_contradictions(
-    candidates: list[_Candidate], reasons: dict[str, str], config: QuantizationConfig
-) -> None:
+def _check_contradictions(candidates: list[_Candidate], reasons: dict[str, str], config: QuantizationConfig) -> None:
     for pattern in config.include:
         matched = [layer for layer in candidates if layer.matches(pattern)]
-        if (
-            pattern != "*"
-            and matched
-            and all(reasons[layer.name].startswith("excluded") for layer in matched)
-        ):
+        if pattern != "*" and not any(_is_chosen(layer, config) for layer in matched):
             raise ValueError(
                 f"`include` asks for {pattern!r}, but `exclude` takes all it matches: {matched[0].name!r} is "
                 f"{reasons[matched[0].name]}; remove one of the two patterns"
@@ -234,7 +212,8 @@ def _check_contradictions(
             widths = {pattern: bits for pattern, bits in table.items() if layer.matches(pattern)}
             if len(set(widths.values())) > 1:
                 raise ValueError(
-                    f"`{argument}` gives layer {layer.name!r} several widths: {widths}; leave one pattern that matches it"
+                    f"`{argument}` gives layer {layer.name!r} several widths: {widths}; leave one pattern that "
+                    "matches it"
                 )
         for pattern in table:
             matched = [layer for layer in candidates if layer.matches(pattern)]
@@ -246,26 +225,40 @@ def _check_contradictions(
 
 
 def _layer_plan(layer: _Candidate, reason: str, config: QuantizationConfig, shared: set[int]) -> LayerPlan:
-    names = weight_names(layer.module)
-    parameters = [parameter for _, parameter in layer.module.named_parameters()]
-    if any(is_lazy(parameter) for parameter in parameters) or not names:
-        bits = (None, None) if reason else _widths(layer, config)
-        return LayerPlan(layer.name, type(layer.module).__name__, *bits, (), 0, 0, 0, reason)
-    tensors = [peek_weight(layer.module, name) for name in names]
-    counted = [tensor for tensor in tensors if id(tensor) not in shared]
-    shared.update(id(tensor) for tensor in tensors)
-    weights, float_bytes = sum(t.numel() for t in counted), sum(t.nbytes for t in counted)
-    entry = LayerPlan(
-        layer.name, type(layer.module).__name__, None, None, tuple(tuple(t.shape) for t in tensors),
-        weights, float_bytes, float_bytes, reason,
-    )  # fmt: skip
-    if reason:
-        return entry
-    weight_bits, activation_bits = _widths(layer, config)
-    per_channel = getattr(config.weight, "granularity", "per_tensor") == "per_channel"
-    scales = sum(t.shape[0] if per_channel else 1 for t in counted)
-    packed = sum((t.numel() * weight_bits + 7) // 8 for t in counted) + 4 * scales
-    return replace(entry, weight_bits=weight_bits, activation_bits=activation_bits, quantized_bytes=packed)
+    module, names = layer.module, weight_names(layer.module)
+    weight_bits, activation_bits = (None, None) if reason else _widths(layer, config)
+    known = not any(is_lazy(parameter) for parameter in module.parameters())
+    tensors = [peek_weight(module, name) for name in names] if known else []
+    sources = [_sources(module, name) for name in names] if known else []
+    own = [tensor for tensor, ids in zip(tensors, sources, strict=True) if not ids & shared]
+    shared.update(*sources)
+    float_bytes = quantized_bytes = sum(tensor.nbytes for tensor in own)
+    if weight_bits is not None:
+        channels = getattr(module, "out_channels", None)
+        scales = sum(config.weight.scales(channels or tensor.shape[0]) for tensor in own)
+        quantized_bytes = sum((tensor.numel() * weight_bits + 7) // 8 for tensor in own) + 4 * scales
+    return LayerPlan(
+        name=layer.name,
+        type=type(module).__name__,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        shapes=tuple(tuple(tensor.shape) for tensor in tensors),
+        weights=sum(tensor.numel() for tensor in own),
+        float_bytes=float_bytes,
+        quantized_bytes=quantized_bytes,
+        reason=reason,
+    )
+
+
+def _sources(module: nn.Module, name: str) -> set[int]:
+    """Identities of the parameters that a weight is made of: itself, or what its parametrization holds."""
+    path, _, attribute = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if is_parametrized(owner, attribute):
+        return {id(p) for p in owner.get_submodule(f"parametrizations.{attribute}").parameters()}
+    # Pruning keeps the parameter as `weight_orig`, legacy weight norm as `weight_g` and `weight_v`.
+    keys = {attribute, f"{attribute}_orig", f"{attribute}_g", f"{attribute}_v"}
+    return {id(p) for key, p in owner.named_parameters(recurse=False) if key in keys}
 
 
 def _widths(layer: _Candidate, config: QuantizationConfig) -> tuple[int, int | None]:

@@ -11,10 +11,10 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def evidence_of_training(model: nn.Module) -> str:
-    """Say what shows that ``model`` was trained before; empty if nothing does.
+    r"""Say what shows that ``model`` was trained before; empty if nothing does.
 
     Batch norms count the batches they saw. Where there is none, biases tell: a fresh one is constant, or within
-    :math:`1 / \\sqrt{\\text{fan in}}`, torch's default initialisation.
+    :math:`1 / \sqrt{\text{fan in}}`, torch's default initialisation.
 
     Example:
         >>> evidence_of_training(nn.Linear(8, 8))

@@ -61,10 +61,7 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
     decided = plan(model, config)
     modules = {clean_name(name): module for name, module in model.named_modules()}
     schedule = _schedule(model)
-    wanted = {
-        layer.name: _layer_quantizer(modules[layer.name], layer, config, schedule)
-        for layer in decided.quantized
-    }
+    wanted = {layer.name: _layer_quantizer(modules[layer.name], layer, config, schedule) for layer in decided.quantized}
     _check_unquantized(modules, wanted)
     _check_finite(modules, wanted)
     for name, quantizer in wanted.items():
@@ -111,9 +108,7 @@ def _layer_quantizer(
     inputs = {}
     if decided.activation_bits is not None:
         for name in input_names(layer):
-            inputs[name] = ActivationQuantizer(
-                decided.activation_bits, config.activation_range, config.activation_sign
-            )
+            inputs[name] = ActivationQuantizer(decided.activation_bits, config.activation_range, config.activation_sign)
     weight = replace(config.weight, bits=decided.weight_bits)
     return LayerQuantizer(weight, weight_names(layer), inputs, schedule)
 
@@ -142,8 +137,8 @@ def _check_finite(modules: dict[str, nn.Module], wanted: dict[str, LayerQuantize
 def not_finite(layer: str, weight_name: str) -> str:
     """Message about a weight that holds NaN or infinity."""
     return (
-        f"`{weight_name}` of layer {layer!r} holds NaN or infinite values, which have no code; expected finite weights. "
-        "Load a sound checkpoint, lower the learning rate or clip gradients"
+        f"`{weight_name}` of layer {layer!r} holds NaN or infinite values, which have no code; expected finite "
+        "weights. Load a sound checkpoint, lower the learning rate or clip gradients"
     )
 
 

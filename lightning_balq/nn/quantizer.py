@@ -36,6 +36,10 @@ class WeightQuantizer(ABC):
     def __call__(self, weight: Tensor) -> Tensor:
         """Fake-quantize ``weight`` (dim 0 is the output channel), with a straight-through gradient."""
 
+    def scales(self, channels: int) -> int:
+        """Return how many scales a weight with this many output channels has."""
+        return channels if getattr(self, "granularity", "per_tensor") == "per_channel" else 1
+
     @abstractmethod
     def codes(self, weight: Tensor) -> Tensor:
         """Return the uint8 codes of ``weight``."""

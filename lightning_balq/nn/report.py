@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,18 +17,8 @@ if TYPE_CHECKING:
 def plan_table(plan: Plan) -> Table:
     """Table of a plan: layer, bits, shape, weights, bytes before and after, and why a layer stays float."""
     count = len(plan.quantized)
-    columns = [
-        "layer",
-        "type",
-        "W bits",
-        "A bits",
-        "shape",
-        "weights",
-        "bytes",
-        "quantized",
-        "stays float because",
-    ]
-    table = _table(f"{count} of {len(plan.layers)} layers quantized", columns, numeric=(2, 3, 5, 6, 7))
+    columns = ["layer", "W/A bits", "shape", "weights", "bytes", "after", "stays float because"]
+    table = _table(f"{count} of {len(plan.layers)} layers quantized", columns, numeric=(3, 4, 5))
     for layer in plan.layers:
         table.add_row(*_cells(layer), style=None if layer.quantized else "dim")
     before = sum(layer.float_bytes for layer in plan.layers)
@@ -35,12 +26,10 @@ def plan_table(plan: Plan) -> Table:
     table.add_section()
     if plan.other_bytes:
         other = f"{plan.other_bytes:,}"
-        table.add_row(
-            "(other parameters)", "", "", "", "", "", other, other, "biases, norms and others", style="dim"
-        )
+        table.add_row("other parameters", "float", "", "", other, other, "biases, norms and others", style="dim")
     weights = sum(layer.weights for layer in plan.layers)
     total, packed = before + plan.other_bytes, after + plan.other_bytes
-    table.add_row("total", "", "", "", "", f"{weights:,}", f"{total:,}", f"{packed:,}", "")
+    table.add_row("total", "", "", f"{weights:,}", f"{total:,}", f"{packed:,}", "")
     return table
 
 
@@ -61,10 +50,12 @@ def record_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
 
 
 def _table(title: str, columns: Sequence[str], numeric: Iterable[int]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     right = set(numeric)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index in right else "left", overflow="fold")
+        table.add_column(
+            column, justify="right" if index in right else "left", overflow="fold", no_wrap=index in right or index == 0
+        )
     return table
 
 
@@ -72,9 +63,7 @@ def _cells(layer: LayerPlan) -> list[str]:
     shape = ", ".join("x".join(map(str, shape)) or "scalar" for shape in layer.shapes)
     return [
         layer.name or "(the model)",
-        layer.type,
-        "float" if layer.weight_bits is None else str(layer.weight_bits),
-        "float" if layer.activation_bits is None else str(layer.activation_bits),
+        f"{layer.weight_bits}/{layer.activation_bits or 'float'}" if layer.quantized else "float",
         shape or "not known yet",
         f"{layer.weights:,}",
         f"{layer.float_bytes:,}",

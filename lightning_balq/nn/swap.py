@@ -5,7 +5,6 @@ original class. Parameters, their order, hooks, ``state_dict()`` and references 
 copying and pickling work; :func:`restore_class` puts the original class back.
 """
 
-import functools
 from typing import Any, cast
 
 from torch import nn
@@ -52,19 +51,22 @@ def restore_class(module: nn.Module) -> None:
         module.__class__ = _reparent(cls, _parts(cls)[0])
 
 
-@functools.cache
+_CLASSES: dict[tuple[type, type[Swapped]], type] = {}
+
+
 def _swapped(base: type, mixin: type[Swapped]) -> type:
-    namespace: dict[str, Any] = {
-        "__module__": base.__module__,
-        "__qualname__": base.__qualname__,
-        "__doc__": base.__doc__,
-        "_balq_parts": (base, mixin),
-    }
-    if (
-        getattr(base, "cls_to_become", None) is not None
-    ):  # a lazy module takes this class when it is materialised
-        namespace["cls_to_become"] = _swapped(base.cls_to_become, mixin)  # type: ignore[attr-defined]  # lazy modules
-    return type(base.__name__, (mixin, base), namespace)
+    if (base, mixin) not in _CLASSES:
+        namespace: dict[str, Any] = {
+            "__module__": base.__module__,
+            "__qualname__": base.__qualname__,
+            "__doc__": base.__doc__,
+            "_balq_parts": (base, mixin),
+        }
+        becomes: type | None = getattr(base, "cls_to_become", None)
+        if becomes is not None:  # a lazy module takes this class when it is materialised
+            namespace["cls_to_become"] = _swapped(becomes, mixin)
+        _CLASSES[base, mixin] = type(base.__name__, (mixin, base), namespace)
+    return _CLASSES[base, mixin]
 
 
 def _reparent(cls: type, base: type) -> Any:

@@ -21,7 +21,7 @@ class QuantizationTimer:
     def measure(self, device: torch.device) -> Iterator[None]:
         """Count the time that the enclosed work takes on ``device``."""
         if device.type == "cuda":
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, stop = _event(), _event()
             start.record()
             yield
             stop.record()
@@ -35,4 +35,9 @@ class QuantizationTimer:
         """Seconds measured so far."""
         if self._events:
             torch.cuda.synchronize()
-        return self._host + sum(start.elapsed_time(stop) for start, stop in self._events) / 1000
+        milliseconds: float = sum(start.elapsed_time(stop) for start, stop in self._events)
+        return self._host + milliseconds / 1000
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped

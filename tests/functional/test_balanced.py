@@ -39,9 +39,7 @@ def assert_partition_equals_reference(weight, bits, center, granularity="per_ten
 @pytest.mark.parametrize("bits", ALL_BITS)
 @pytest.mark.parametrize("center", CENTERS)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize(
-    "kind", ["gaussian", "laplace", "student_t3", "uniform", "positive", "ties", "integers"]
-)
+@pytest.mark.parametrize("kind", ["gaussian", "laplace", "student_t3", "uniform", "positive", "ties", "integers"])
 def test_codes_and_thresholds_equal_literal_recursion_exactly(draw, kind, granularity, center, bits):
     assert_partition_equals_reference(draw(kind, (4, 200), seed=bits), bits, center, granularity)
 
@@ -91,9 +89,7 @@ def test_fake_quantize_puts_every_code_on_its_level(draw, bits, center, granular
             "least_squares": reference.least_squares_scale(weight[rows], codes[rows], bits),
         }[scale]
         expected[rows] = reference.levels(codes[rows], step, bits)
-    result = balanced_fake_quantize(
-        torch.from_numpy(weight), bits, center=center, scale=scale, granularity=granularity
-    )
+    result = balanced_fake_quantize(torch.from_numpy(weight), bits, center=center, scale=scale, granularity=granularity)
     # "max" has the same arithmetic; of the others the reference rounds the scale to float32 once, the package up to
     # four times (2**-24 each), and the level once.
     rtol = 0 if scale == "max" else 2**-21
@@ -115,9 +111,7 @@ def test_defaults_are_the_paper(draw):
     assert_close(balanced_fake_quantize(weight, 2), explicit, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"), [("gaussian", [0.213, 0.287]), ("laplace", [0.184, 0.316])], ids=str
-)
+@pytest.mark.parametrize(("kind", "expected"), [("gaussian", [0.213, 0.287]), ("laplace", [0.184, 0.316])], ids=str)
 def test_two_bit_mean_bins_have_the_shares_of_the_distribution(draw, kind, expected):
     codes = balanced_codes(torch.from_numpy(draw(kind, 200_000)), bits=2)
     share = torch.bincount(codes.long(), minlength=4) / codes.numel()
@@ -266,9 +260,7 @@ def test_empty_weight_has_empty_codes_and_thresholds_of_zero(shape, granularity,
 
 @pytest.mark.parametrize("center", CENTERS)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-@pytest.mark.parametrize(
-    "factor", [2.0**-140, 2.0**-149, 2.0**122], ids=["subnormal", "smallest_subnormal", "huge"]
-)
+@pytest.mark.parametrize("factor", [2.0**-140, 2.0**-149, 2.0**122], ids=["subnormal", "smallest_subnormal", "huge"])
 def test_codes_equal_literal_recursion_at_the_ends_of_float32(factor, bits, center):
     integers = np.random.default_rng(0).integers(-63, 64, 300)
     weight = np.ldexp(integers.astype(np.float64), int(np.log2(factor))).astype(np.float32)

@@ -59,9 +59,7 @@ def test_scale_belongs_to_the_first_dimension(shape, scale_shape):
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(8, shape, generator=generator)
     scale = torch.rand(scale_shape, generator=generator)
-    expected = [
-        reference.levels(c.numpy(), s.item(), 3) for c, s in zip(codes, scale.expand(4), strict=True)
-    ]
+    expected = [reference.levels(c.numpy(), s.item(), 3) for c, s in zip(codes, scale.expand(4), strict=True)]
     assert_close(dequantize(codes, scale, 3), torch.from_numpy(np.stack(expected)), rtol=0, atol=0)
 
 
@@ -223,7 +221,9 @@ def test_memory_format_changes_no_value_per_granularity(draw, name, granularity)
 def test_strides_change_no_value(draw, quantizer):
     weight = torch.from_numpy(draw("gaussian", (12, 30)))
     for view in (weight.t(), weight[:, ::3], weight[1::2], weight[0].expand(3, -1)):
-        assert_close(quantizer(view, 3), quantizer(view.clone(memory_format=torch.contiguous_format), 3), rtol=0, atol=0)
+        assert_close(
+            quantizer(view, 3), quantizer(view.clone(memory_format=torch.contiguous_format), 3), rtol=0, atol=0
+        )
 
 
 def test_float64_weight_gives_float32_levels_in_float64(draw, quantizer):

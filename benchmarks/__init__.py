@@ -1,0 +1,1 @@
+"""Benchmarks: each asks one question and keeps its raw records in ``results/``; see ``README.md``."""

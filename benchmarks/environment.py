@@ -1,0 +1,62 @@
+"""What a record says about where it was measured: versions, device and commit, and nothing about who or which host."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+from typing import TypeAlias
+
+import lightning
+import torch
+
+import lightning_balq
+
+Record: TypeAlias = dict[str, str | int | float | bool | None]
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+
+def environment(device: torch.device) -> Record:
+    """Versions, device, threads, commit, and a digest of the sources of the package that was measured."""
+    commit = _git("rev-parse", "HEAD")
+    # As in `git describe --dirty`, files that git does not track do not count: a new benchmark writes its first records
+    # before it is committed. Nor do records, which are written while a benchmark runs.
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    return {
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "lightning_balq": lightning_balq.__version__,
+        "sources": source_digest(),
+        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+        "commit": commit,
+        "dirty": None if changes is None else bool(changes),
+    }
+
+
+def source_digest() -> str:
+    """First 16 hexadecimal digits of the SHA-256 of all Python files of ``lightning_balq``, names included.
+
+    A record made on a dirty tree can be matched with the commit that holds the same sources.
+    """
+    package = Path(lightning_balq.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def results_path(benchmark: str, device: torch.device) -> Path:
+    """Where the records of a benchmark are kept: ``<benchmark>--<device>--torch<version>.jsonl``."""
+    kind = str(environment(device)["device"]).lower().replace(" ", "-")
+    version = torch.__version__.partition("+")[0]
+    return RESULTS / f"{benchmark}--{kind}--torch{version}.jsonl"
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the repository; ``None`` where there is no git or no repository."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
