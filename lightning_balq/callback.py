@@ -3,6 +3,7 @@
 They decide *when*: everything they do to a model is done by :mod:`lightning_balq.nn`, which also works alone.
 """
 
+import functools
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -166,20 +167,24 @@ class QuantizationCallback(Callback, ABC):
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the sanity check run the network that training starts with."""
+        self._follow_schedule(trainer, pl_module)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the schedule to where training stands."""
+        self._follow_schedule(trainer, pl_module)
         self._inputs = activation_quantizers(pl_module)
-        self._schedule = next(state.schedule for _, _, state in quantized_layers(pl_module))
-        self._schedule.set_blend(blend_at(trainer.global_step, self.start_step, self.blend_steps))
-        self._recorded_step = trainer.global_step
+        self._recorded_step = self._batch_step = trainer.global_step
+        self._stride = 1
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Follow the schedule, and start the clock if this step is recorded."""
-        assert self._schedule is not None  # set in on_train_start
-        self._schedule.set_blend(blend_at(trainer.global_step, self.start_step, self.blend_steps))
-        if self._is_due(trainer.global_step + 1):
+        """Follow the schedule, and start the clock if this batch will be recorded."""
+        schedule = self._follow_schedule(trainer, pl_module)
+        self._batch_step = trainer.global_step
+        if self._is_due(trainer.global_step, trainer.global_step + self._stride):
             _synchronize(pl_module.device)
-            self._schedule.timer = QuantizationTimer()
+            schedule.timer = QuantizationTimer()
             self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -188,10 +193,11 @@ class QuantizationCallback(Callback, ABC):
         """Take over activation ranges, and record."""
         overhead = self._stop_clock(pl_module.device)
         update_ranges_(self._inputs, _sum_over_ranks(trainer))
-        if self._is_due(trainer.global_step) and trainer.global_step != self._recorded_step:
+        self._stride = max(trainer.global_step - self._batch_step, 1)  # manual optimization may step several times
+        if self._is_due(self._recorded_step, trainer.global_step):
             metrics = self._record(trainer, pl_module, overhead)
             if not trainer.barebones:
-                for key in metrics.keys() & SHOWN:
+                for key in sorted(metrics.keys() & SHOWN):
                     pl_module.log(key, metrics[key], prog_bar=True, logger=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -215,8 +221,16 @@ class QuantizationCallback(Callback, ABC):
 
     # ---- records ----------------------------------------------------------------------------------------------------
 
-    def _is_due(self, step: int) -> bool:
-        return self.record_every_n_steps > 0 and step % self.record_every_n_steps == 0
+    def _is_due(self, before: int, after: int) -> bool:
+        """Whether a multiple of ``record_every_n_steps`` lies in ``(before, after]``."""
+        every = self.record_every_n_steps
+        return every > 0 and after // every > before // every
+
+    def _follow_schedule(self, trainer: Trainer, pl_module: LightningModule) -> Schedule:
+        if self._schedule is None:
+            self._schedule = next(state.schedule for _, _, state in quantized_layers(pl_module))
+        self._schedule.set_blend(blend_at(trainer.global_step, self.start_step, self.blend_steps))
+        return self._schedule
 
     def _stop_clock(self, device: torch.device) -> float | None:
         """Share of the step spent quantizing, if the clock ran and saw any."""
@@ -261,7 +275,7 @@ class QuantizationCallback(Callback, ABC):
         title = f"{type(self).__name__}: codes at step {self._recorded_step}"
         if self._overheads:
             title += f"; {median(self._overheads):.1%} of a step spent quantizing (median of {len(self._overheads)})"
-        columns = ["layer", "effective bitwidth", "bins used", "imbalance", "codes flipped since last record"]
+        columns = ["layer", "effective bits", "bins used", "imbalance", "codes flipped"]
         return record_table(title, columns, rows)
 
     # ---- state ------------------------------------------------------------------------------------------------------
@@ -308,15 +322,18 @@ class QuantizationCallback(Callback, ABC):
         self._schedule = None
         self._monitor = CodeMonitor()
         self._recorded = {}
-        self._recorded_step = -1
+        self._recorded_step = self._batch_step = 0
+        self._stride = 1
         self._started = 0.0
         self._trained_as_float = ""
 
     def _release(self, pl_module: LightningModule) -> None:
         if self._schedule is not None:
             self._schedule.timer = None
-        for builder in ("setup", "configure_model"):
-            pl_module.__dict__.pop(builder, None)
+        for name in ("setup", "configure_model"):
+            waiting = pl_module.__dict__.get(name)
+            if isinstance(waiting, functools.partial) and waiting.func is _hook_then_action:
+                del pl_module.__dict__[name]
         self._forget()
 
 
@@ -422,14 +439,15 @@ def _is_users(pl_module: LightningModule, name: str) -> bool:
 
 def _call_after(pl_module: LightningModule, name: str, action: Callable[[LightningModule], None]) -> None:
     """Run ``action`` after the next call of the hook ``name``, once."""
-    hook = getattr(type(pl_module), name).__get__(pl_module)
+    pl_module.__dict__[name] = functools.partial(_hook_then_action, pl_module, name, action)
 
-    def hook_then_action(*args: Any, **kwargs: Any) -> None:
-        del pl_module.__dict__[name]
-        hook(*args, **kwargs)
-        action(pl_module)
 
-    pl_module.__dict__[name] = hook_then_action
+def _hook_then_action(
+    pl_module: LightningModule, name: str, action: Callable[[LightningModule], None], *args: Any, **kwargs: Any
+) -> None:
+    del pl_module.__dict__[name]
+    getattr(pl_module, name)(*args, **kwargs)
+    action(pl_module)
 
 
 def _sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
