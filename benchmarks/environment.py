@@ -3,17 +3,14 @@
 import hashlib
 import subprocess
 from pathlib import Path
-from typing import TypeAlias
 
 import lightning
 import torch
 
 import lightning_balq
-
-Record: TypeAlias = dict[str, str | int | float | bool | None]
+from benchmarks.records import RESULTS, Record
 
 ROOT = Path(__file__).parents[1]
-RESULTS = Path(__file__).parent / "results"
 
 
 def environment(device: torch.device) -> Record:

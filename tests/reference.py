@@ -32,7 +32,6 @@ def Q(x, k):
 
 def equalize(W, k, center="mean"):
     """Algorithm 2 of Zhou et al. 2017, literally: HE(W, M, level) by recursion over masks; values in [0, 1]."""
-
     W = W.astype(np.float64)
 
     def HE(M, level):
@@ -106,7 +105,7 @@ def least_squares_scale(W, codes, k):
 def uniform_codes(W, scale, k):
     """Code n Q_k(x) of x = clip(W / (2 n s) + 1/2, 0, 1): the nearest of the levels s (2c - n), float64."""
     n = 2**k - 1
-    return n * Q(np.clip(W.astype(np.float64) / (2 * n * np.float64(scale)) + 0.5, 0, 1), k)
+    return n * Q(np.clip(W / (2.0 * n * np.asarray(scale, dtype=np.float64)) + 0.5, 0, 1), k)
 
 
 def bwn(W):

@@ -63,7 +63,7 @@ def test_levels_equal_literal_formula_but_for_smallest_element_of_bins(draw, kin
 
     level = np.abs(weight).max().astype(np.float64) * (2.0 * (codes - 1.0 * drops) / (2**bits - 1) - 1)
     literal = reference.balanced_quantization(weight, bits, center)
-    # Twice float64 rounding: the formula has the same value in another order of operations.
+    # The same value by other float64 operations, each of which rounds by up to 2**-53.
     np.testing.assert_allclose(literal, level, rtol=0, atol=1e-15 * np.abs(weight).max())
 
     ours = balanced_fake_quantize(torch.from_numpy(weight), bits, center=center).numpy()

@@ -1,0 +1,20 @@
+"""Raw records of benchmarks: one JSON object a line, appended and never changed."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Record: TypeAlias = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def read(path: Path) -> list[Record]:
+    """Return the records of a file, none if it does not exist."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append(path: Path, record: Record) -> None:
+    """Add a record to a file."""
+    with path.open("a") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
