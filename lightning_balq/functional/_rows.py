@@ -30,6 +30,14 @@ def per_row(statistic: Tensor, weight: Tensor) -> Tensor:
     return statistic.reshape(-1, *[1] * max(weight.dim() - 1, 0)) if weight.dim() else statistic.reshape(())
 
 
+def divide(values: Tensor, divisor: int) -> Tensor:
+    """Divide by a whole number, correctly rounded on every device.
+
+    Dividing by a Python number multiplies by its reciprocal on some devices, which is off by one in the last place.
+    """
+    return values / torch.full((), divisor, dtype=values.dtype, device=values.device)
+
+
 def accumulation_dtype(device: torch.device) -> torch.dtype:
     """Type in which sums are accumulated: float64, so that a float32 mean does not depend on the order of a sum.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_balq.functional._checks import check_bits, check_floating
+from lightning_balq.functional._rows import divide
 
 
 def activation_scale(bits: int, *, range: Tensor, signed: Tensor) -> Tensor:
@@ -33,8 +34,7 @@ def activation_scale(bits: int, *, range: Tensor, signed: Tensor) -> Tensor:
     check_bits(bits)
     width = range.detach().to(torch.float32)
     width = torch.where(signed, 2 * width, width)
-    scale: Tensor = width / (2**bits - 1)
-    return scale.clamp(min=torch.finfo(torch.float32).tiny)
+    return divide(width, 2**bits - 1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def activation_codes(x: Tensor, bits: int, *, range: Tensor, signed: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def activation_fake_quantize(x: Tensor, bits: int, *, range: Tensor, signed: Ten
     .. math:: \hat x = s\,c + l, \quad c = \mathrm{clamp}(\mathrm{round}((x - l) / s),\ 0,\ n)
 
     where :math:`n = 2^b - 1`; unsigned, :math:`l = 0` and :math:`s = r / n`; signed, :math:`l = -r` and
-    :math:`s = 2r / n`. Computed in float32 whatever the type of ``x``.
+    :math:`s = 2r / n`. Computed in float32 whatever the type of ``x``, so a signed range is at most 1.7e38.
 
     Gradient: straight-through estimator, the identity where ``x`` lies inside the interval, zero outside; no gradient
     for the range.
@@ -100,7 +100,9 @@ def activation_fake_quantize(x: Tensor, bits: int, *, range: Tensor, signed: Ten
     """
     codes = activation_codes(x, bits, range=range, signed=signed)
     levels = codes * activation_scale(bits, range=range, signed=signed) + _lower(range, signed)
-    inside = x.clamp(_lower(range, signed).to(x.dtype), range.detach().to(x.dtype))
+    # Not `clamp`: with tensors as bounds, torch versions disagree about its gradient at the bounds.
+    is_inside = (x >= _lower(range, signed)) & (x <= range.detach())
+    inside = torch.where(is_inside, x, 0.0)
     return (inside - inside.detach()) + levels.to(x.dtype)
 
 

@@ -166,6 +166,7 @@ def _partition_at_medians(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     count, length = rows.shape
     if length == 0:
         return rows.to(torch.uint8), rows.new_zeros(count, 2**bits - 1)
+    rows = rows.contiguous()
     ordered = rows.sort(dim=1).values
     # A bin is the range [start, stop) of a sorted row; consecutive bins share an end.
     ends = torch.tensor([0, length], device=rows.device).expand(count, 2)

@@ -14,7 +14,7 @@ from lightning_balq.functional._rows import per_row
 
 def odd_codes(codes: Tensor, bits: int) -> Tensor:
     """Map codes ``0 .. n`` to the odd integers ``-n, -n + 2, .., n`` (int16, wide enough for 8 bits)."""
-    return codes.to(torch.int16).mul_(2).sub_(2**bits - 1)
+    return codes.to(torch.int16).mul(2).sub_(2**bits - 1)
 
 
 def dequantize(codes: Tensor, scale: Tensor, bits: int) -> Tensor:

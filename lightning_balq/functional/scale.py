@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_balq.functional._checks import Granularity, check_bits
-from lightning_balq.functional._rows import accumulation_dtype, to_rows
+from lightning_balq.functional._rows import accumulation_dtype, divide, to_rows
 from lightning_balq.functional.grid import odd_codes
 
 MEAN_FACTOR = 1.25
@@ -37,7 +37,10 @@ def max_scale(weight: Tensor, bits: int, *, granularity: Granularity = "per_tens
         tensor([1.])
     """
     check_bits(bits)
-    return _bound(to_rows(weight, granularity)).div(2**bits - 1)
+    largest = 2**bits - 1
+    scale = divide(_bound(to_rows(weight, granularity)), largest)
+    # The outermost level must not round up to infinity.
+    return scale.clamp(max=torch.finfo(torch.float32).max / largest * (1 - 2.0**-20))
 
 
 def mean_scale(weight: Tensor, bits: int, *, granularity: Granularity = "per_tensor") -> Tensor:
@@ -64,7 +67,7 @@ def mean_scale(weight: Tensor, bits: int, *, granularity: Granularity = "per_ten
         tensor([0.5000])
     """
     check_bits(bits)
-    return mean_magnitude(to_rows(weight, granularity)).mul(MEAN_FACTOR).div(2**bits - 1)
+    return divide(MEAN_FACTOR * mean_magnitude(to_rows(weight, granularity)), 2**bits - 1)
 
 
 def least_squares_scale(weight: Tensor, codes: Tensor, bits: int, *, granularity: Granularity = "per_tensor") -> Tensor:
@@ -107,7 +110,7 @@ def least_squares_scale(weight: Tensor, codes: Tensor, bits: int, *, granularity
 def mean_magnitude(rows: Tensor) -> Tensor:
     """Mean of the absolute values of each row, shape ``(rows,)``; 0 for empty rows."""
     total = rows.abs().sum(dim=1, dtype=accumulation_dtype(rows.device))
-    return (total / max(rows.shape[1], 1)).to(torch.float32)
+    return divide(total, max(rows.shape[1], 1)).to(torch.float32)
 
 
 def _bound(rows: Tensor) -> Tensor:

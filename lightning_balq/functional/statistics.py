@@ -36,10 +36,9 @@ def code_histogram(codes: Tensor, bits: int) -> Tensor:
         raise TypeError(f"`codes` must be integers, got dtype {codes.dtype}")
     if codes.numel() and codes.dtype != torch.uint8 and int(codes.min()) < 0:
         raise ValueError(f"`codes` must be at least 0, got {int(codes.min())}")
-    histogram = torch.bincount(codes.reshape(-1).to(torch.int64), minlength=2**bits)
-    if histogram.numel() > 2**bits:
-        raise ValueError(f"`codes` must be at most {2**bits - 1} at bits={bits}, got {histogram.numel() - 1}")
-    return histogram
+    if codes.numel() and int(codes.max()) >= 2**bits:
+        raise ValueError(f"`codes` must be at most {2**bits - 1} at bits={bits}, got {int(codes.max())}")
+    return torch.bincount(codes.reshape(-1).to(torch.int64), minlength=2**bits)
 
 
 def effective_bitwidth(histogram: Tensor) -> Tensor:
@@ -128,4 +127,4 @@ def squared_error(weight: Tensor, quantized: Tensor) -> tuple[Tensor, Tensor]:
 
 def relative_error(error: Tensor, power: Tensor) -> Tensor:
     """Return ``error / power`` as float32, 0 where both are 0."""
-    return torch.where(error > 0, error / power, 0.0).to(torch.float32)
+    return torch.where(error == 0, 0.0, error / power).to(torch.float32)

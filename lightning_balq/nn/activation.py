@@ -77,7 +77,8 @@ class ActivationQuantizer:
             if not self.ready:
                 known = self.batches > 0
                 range_ = torch.where(known | (range_ > 0), range_, seen[0])
-                signed = torch.where(known, signed, signed | (seen[2] > 0))
+                if self.sign == "auto":
+                    signed = torch.where(known, signed, signed | (seen[2] > 0))
         return activation_fake_quantize(x, self.bits, range=range_, signed=signed)
 
     def _inspect(self, x: Tensor) -> Tensor:
@@ -92,8 +93,10 @@ class ActivationQuantizer:
         return torch.stack([magnitude, torch.ones_like(magnitude), (smallest < 0).float()])
 
     def _move(self, device: torch.device) -> None:
-        self.range, self.signed = self.range.to(device), self.signed.to(device)
-        self.pending, self.batches = self.pending.to(device), self.batches.to(device)
+        # The first forward may be a sanity check in inference mode, whose tensors could not be updated later.
+        with torch.inference_mode(False):
+            self.range, self.signed = self.range.to(device), self.signed.to(device)
+            self.pending, self.batches = self.pending.to(device), self.batches.to(device)
 
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint must hold, empty if nothing is observed."""

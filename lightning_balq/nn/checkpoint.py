@@ -7,11 +7,13 @@ found by name: any root module that has ``on_save_checkpoint`` and ``on_load_che
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
-from lightning_balq.nn.layers import quantized_layers
+from lightning_balq.nn.layers import clean_name, quantized_layers
+
+Hook: TypeAlias = Callable[[dict[str, Any]], None]
 
 KEY = "lightning_balq"
 VERSION = 1
@@ -19,35 +21,48 @@ VERSION = 1
 
 def attach_checkpoint_hooks(model: nn.Module) -> None:
     """Make checkpoints of ``model`` carry the state of its quantized layers; harmless if done already."""
-    for name, hook in (("on_save_checkpoint", save_state), ("on_load_checkpoint", load_state)):
-        if callable(getattr(model, name, None)) and name not in model.__dict__:
-            model.__dict__[name] = functools.partial(hook, model)
+    # The root, and what a wrapper such as torch.compile holds in its place.
+    for root in [module for name, module in model.named_modules() if not clean_name(name)]:
+        for name, hook in _HOOKS.items():
+            present = root.__dict__.get(name)
+            if callable(getattr(type(root), name, None)) and not _is_ours(present, hook):
+                root.__dict__[name] = functools.partial(hook, root, present)
 
 
 def detach_checkpoint_hooks(model: nn.Module) -> None:
     """Undo :func:`attach_checkpoint_hooks`."""
-    for name, hook in (("on_save_checkpoint", save_state), ("on_load_checkpoint", load_state)):
+    for name, hook in _HOOKS.items():
         attached = model.__dict__.get(name)
-        if isinstance(attached, functools.partial) and attached.func is hook:
+        if attached is not None and _is_ours(attached, hook):
+            _, present = attached.args
             del model.__dict__[name]
+            if present is not None:
+                model.__dict__[name] = present
 
 
-def save_state(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+def save_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any]) -> None:
     """``on_save_checkpoint`` of ``model``: its own, then ours."""
-    _own_hook(model, "on_save_checkpoint")(checkpoint)
+    _own_hook(model, present, "on_save_checkpoint")(checkpoint)
     checkpoint[KEY] = quantization_state(model)
 
 
-def load_state(model: nn.Module, checkpoint: dict[str, Any]) -> None:
+def load_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any]) -> None:
     """``on_load_checkpoint`` of ``model``: ours, then its own."""
     if KEY in checkpoint:
         load_quantization_state(model, checkpoint[KEY])
-    _own_hook(model, "on_load_checkpoint")(checkpoint)
+    _own_hook(model, present, "on_load_checkpoint")(checkpoint)
 
 
-def _own_hook(model: nn.Module, name: str) -> Callable[[dict[str, Any]], None]:
-    """The hook that the class of ``model`` defines, which ours stands in front of."""
-    hook: Callable[[dict[str, Any]], None] = getattr(type(model), name).__get__(model)
+_HOOKS: dict[str, Callable[..., None]] = {"on_save_checkpoint": save_state, "on_load_checkpoint": load_state}
+
+
+def _is_ours(attached: Any, hook: Callable[..., None]) -> bool:
+    return isinstance(attached, functools.partial) and attached.func is hook
+
+
+def _own_hook(model: nn.Module, present: Hook | None, name: str) -> Hook:
+    """The hook that ours stands in front of: one set on the instance, or that of the class."""
+    hook: Hook = getattr(type(model), name).__get__(model) if present is None else present
     return hook
 
 

@@ -4,7 +4,8 @@ A quantized layer is the float layer with its class swapped (see ``swap.py``) fo
 original class, and a :class:`LayerQuantizer` in its ``__dict__``. Parameters stay the float ones.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_balq.functional import straight_through
 from lightning_balq.nn.activation import ActivationQuantizer
 from lightning_balq.nn.quantizer import WeightQuantizer
 from lightning_balq.nn.schedule import Schedule
-from lightning_balq.nn.swap import Swapped
+from lightning_balq.nn.swap import Swapped, original_class
 
 STATE = "_balq"
 """Key of the :class:`LayerQuantizer` in the ``__dict__`` of a quantized layer."""
@@ -41,7 +43,7 @@ QUANTIZABLE: dict[type[nn.Module], tuple[str, ...]] = {
 }
 """Types that can be quantized, subclasses included, and the dotted names of their weights."""
 
-_WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -54,12 +56,14 @@ class LayerQuantizer:
         weight_names: dotted names of those weights.
         inputs: activation quantizers by input, empty if activations stay float.
         schedule: shared with the layers quantized together.
+        running: whether a forward of the layer is under way, in which its weights read as quantized.
     """
 
     weight: WeightQuantizer
     weight_names: tuple[str, ...]
     inputs: dict[str, ActivationQuantizer]
     schedule: Schedule = field(repr=False, compare=False)
+    running: bool = field(default=False, repr=False, compare=False)
 
     def settings(self) -> str:
         """What distinguishes it from the state of a layer quantized in another way."""
@@ -71,26 +75,32 @@ class LayerQuantizer:
         weight = get_weight(layer, name)
         if self.schedule.phase == "float":
             return weight
-        with self._timed(weight.device):
-            quantized = _restore_zeros(layer, name, weight, quantize_by_channel(layer, self.weight, weight))
-            return quantized if self.schedule.phase == "quantized" else self.schedule.mix(weight, quantized)
+        if torch.compiler.is_compiling() or self.schedule.timer is None:
+            return self._quantize_weight(layer, name, weight)
+        with self.schedule.timer.measure(weight.device):
+            return self._quantize_weight(layer, name, weight)
 
     def quantize_input(self, layer: nn.Module, name: str, value: Tensor) -> Tensor:
         """Fake-quantize the input called ``name``; integers and unlisted inputs pass."""
         quantizer = self.inputs.get(name)
         if quantizer is None or not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        with self._timed(value.device):
-            # Validation and prediction run without gradients, and must change nothing, in whatever mode a layer is.
-            quantized = quantizer(value, observe=layer.training and torch.is_grad_enabled())
-            if self.schedule.phase == "float":
-                return value
-            return quantized if self.schedule.phase == "quantized" else self.schedule.mix(value, quantized)
-
-    def _timed(self, device: torch.device) -> Any:
+        # Validation and prediction run without gradients, and must change nothing, in whatever mode a layer is.
+        observe = layer.training and torch.is_grad_enabled()
         if torch.compiler.is_compiling() or self.schedule.timer is None:
-            return _NOT_TIMED
-        return self.schedule.timer.measure(device)
+            return self._quantize_input(quantizer, value, observe)
+        with self.schedule.timer.measure(value.device):
+            return self._quantize_input(quantizer, value, observe)
+
+    def _quantize_weight(self, layer: nn.Module, name: str, weight: Tensor) -> Tensor:
+        quantized = _restore_zeros(layer, name, weight, quantize_by_channel(layer, self.weight, weight))
+        return quantized if self.schedule.phase == "quantized" else self.schedule.mix(weight, quantized)
+
+    def _quantize_input(self, quantizer: ActivationQuantizer, value: Tensor, observe: bool) -> Tensor:
+        quantized = quantizer(value, observe=observe)
+        if self.schedule.phase == "float":
+            return value
+        return quantized if self.schedule.phase == "quantized" else self.schedule.mix(value, quantized)
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerQuantizer]]:
@@ -107,22 +117,7 @@ def activation_quantizers(model: nn.Module) -> list[ActivationQuantizer]:
 
 def clean_name(name: str) -> str:
     """Name of a module without what compile, FSDP and checkpoint wrappers put into it."""
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
-
-
-class _NotTimed:
-    """A context manager that does nothing, without the cost of building one per call."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-_NOT_TIMED = _NotTimed()
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def quantize_by_channel(layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
@@ -151,7 +146,8 @@ def _restore_zeros(layer: nn.Module, name: str, weight: Tensor, quantized: Tenso
         quantized = quantized * mask
     if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
         rows = torch.arange(weight.shape[0], device=weight.device)[:, None]
-        quantized = torch.where(rows == layer.padding_idx, weight, quantized)
+        kept = torch.where(rows == layer.padding_idx, weight.detach(), quantized.detach())
+        quantized = straight_through(quantized, kept)  # an addition, which also sparse gradients pass
     return quantized
 
 
@@ -189,7 +185,8 @@ def input_names(layer: nn.Module) -> tuple[str, ...]:
     """Names of the inputs of ``layer`` whose values are activations."""
     if isinstance(layer, nn.Embedding):
         return ()
-    return ("query", "key", "value") if isinstance(layer, nn.MultiheadAttention) else ("input",)
+    is_attention = layer_mixin(original_class(layer)) is QuantizedAttention
+    return ("query", "key", "value") if is_attention else ("input",)
 
 
 def _exists(layer: nn.Module, name: str) -> bool:
@@ -214,9 +211,14 @@ class QuantizedLayer(Swapped):
         """Quantize the first tensor given and every weight, and call the original forward."""
         layer = _module(self)
         quantizer: LayerQuantizer = layer.__dict__[STATE]
-        args, kwargs = _map_first_tensor(lambda x: quantizer.quantize_input(layer, "input", x), args, kwargs)
+        original = super().forward  # type: ignore[misc]  # "forward" undefined in superclass
+        args, kwargs = _map_first_tensor(
+            lambda x: quantizer.quantize_input(layer, "input", x), original.__func__, args, kwargs
+        )
+        if quantizer.running:  # a forward that calls itself
+            return original(*args, **kwargs)
         with quantized_weights(layer, quantizer):
-            return super().forward(*args, **kwargs)  # type: ignore[misc]  # "forward" undefined in superclass
+            return original(*args, **kwargs)
 
 
 class QuantizedLinear(QuantizedLayer):
@@ -295,7 +297,11 @@ def quantized_weights(layer: nn.Module, quantizer: LayerQuantizer) -> Iterator[N
             value = quantizer.quantize_weight(layer, name)
             owner, attribute = _owner(layer, name)
             stack.enter_context(_override(owner, attribute, value))
-        yield
+        quantizer.running = True
+        try:
+            yield
+        finally:
+            quantizer.running = False
 
 
 @contextmanager
@@ -323,14 +329,16 @@ def _override(owner: nn.Module, name: str, value: Tensor) -> Iterator[None]:
 
 
 def _map_first_tensor(
-    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    function: Callable[[Tensor], Tensor], forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Apply ``function`` to the first argument of ``forward`` that is a tensor, in the order of its signature."""
     for index, value in enumerate(args):
         if isinstance(value, Tensor):
             return (*args[:index], function(value), *args[index + 1 :]), kwargs
-    for key, value in kwargs.items():
-        if isinstance(value, Tensor):
-            return args, {**kwargs, key: function(value)}
+    order = list(inspect.signature(forward).parameters) if len(kwargs) > 1 else []
+    for key in sorted(kwargs, key=lambda key: order.index(key) if key in order else len(order)):
+        if isinstance(kwargs[key], Tensor):
+            return args, {**kwargs, key: function(kwargs[key])}
     return args, kwargs
 
 
@@ -341,11 +349,11 @@ def _module(mixin: Any) -> Any:
 
 def layer_mixin(cls: type[nn.Module]) -> type[Swapped]:
     """Choose the mixin for a class of a quantizable type: direct where the forward is torch's own, else general."""
-    if issubclass(cls, nn.MultiheadAttention):
+    if cls.forward is nn.MultiheadAttention.forward:
         return QuantizedAttention
     if cls.forward is nn.Linear.forward:
         return QuantizedLinear
     for conv in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        if cls.forward is conv.forward:
+        if issubclass(cls, conv) and cls.forward is conv.forward and cls._conv_forward is conv._conv_forward:
             return QuantizedConv
     return QuantizedLayer

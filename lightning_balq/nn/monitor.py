@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lightning_balq.functional import bin_utilization, code_histogram, effective_bitwidth, imbalance
 from lightning_balq.nn.layers import codes_by_channel, peek_weight, quantized_layers
-from lightning_balq.nn.quantize import not_finite
+from lightning_balq.nn.quantize import check_finite
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class CodeMonitor:
         """Compute the statistics of each layer and of all; waits for the device once.
 
         Raises:
-            ValueError: if a weight holds NaN or infinity; the message names it.
+            ValueError: if a weight holds NaN or infinity, which the message names, or no layer is quantized.
         """
         names: list[str] = []
         rows: list[Tensor] = []
@@ -58,10 +58,11 @@ class CodeMonitor:
             codes = [codes_by_channel(layer, quantizer.weight, weight).flatten() for weight in weights]
             names.append(name)
             rows.append(self._row(name, weights, codes, quantizer.weight.bits))
+        if not rows:
+            raise ValueError("the model has no quantized layer: call `quantize_(model)` before recording")
         table = torch.stack([row.to(rows[0].device) for row in rows]).tolist()
-        for name, (*_, finite) in zip(names, table, strict=True):
-            if not finite:
-                raise ValueError(not_finite(name, "weight"))
+        if not all(finite for *_, finite in table):
+            check_finite(model)
         layers = {name: CodeStatistics(*values) for name, (_, *values, _) in zip(names, table, strict=True)}
         return layers, _overall([row[0] for row in table], list(layers.values()))
 

@@ -125,8 +125,10 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
         above = [".".join(parts[:index]) for index in range(len(parts) + 1)]
         path = tuple((prefix, modules[prefix]) for prefix in above if prefix in modules)
         inside = [ancestor for _, ancestor in path[:-1]]
-        if any(isinstance(ancestor, (Metric, nn.MultiheadAttention)) for ancestor in inside):
-            continue  # a metric measures and does not learn; an attention runs on the weight of its out_proj itself
+        if any(isinstance(ancestor, Metric) for ancestor in inside):
+            continue  # it measures and does not learn
+        if inside and isinstance(inside[-1], nn.MultiheadAttention) and module is inside[-1].out_proj:
+            continue  # never called: the attention runs on its weight
         if weight_names(module) or isinstance(module, _RECURRENT):
             yield _Candidate(name, module, path)
 
@@ -150,6 +152,8 @@ def _reason(layer: _Candidate, config: QuantizationConfig, ends: dict[str, str])
         return "not included"
     if isinstance(layer.module, _RECURRENT):
         return "recurrent layers are not supported yet"
+    if "forward" in layer.module.__dict__:
+        return "its forward is replaced on the instance"
     if isinstance(layer.module, nn.Embedding):
         if not any(map(layer.named_by, config.include)):
             return "embeddings only on request: include 'type:Embedding'"

@@ -60,15 +60,18 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
     config = QuantizationConfig() if config is None else config
     decided = plan(model, config)
     modules = {clean_name(name): module for name, module in model.named_modules()}
-    schedule = _schedule(model)
+    schedule = next((state.schedule for _, _, state in quantized_layers(model)), Schedule())
     wanted = {layer.name: _layer_quantizer(modules[layer.name], layer, config, schedule) for layer in decided.quantized}
     _check_unquantized(modules, wanted)
-    _check_finite(modules, wanted)
+    for name, quantizer in wanted.items():
+        _check_finite(name, modules[name], quantizer)
     for name, quantizer in wanted.items():
         layer = modules[name]
         if STATE not in layer.__dict__:
             swap_class(layer, layer_mixin(type(layer)))
             layer.__dict__[STATE] = quantizer
+    for _, _, state in quantized_layers(model):
+        state.schedule = schedule  # parts may have been quantized apart
     _leave_fast_paths(model)
     attach_checkpoint_hooks(model)
     return decided
@@ -96,11 +99,6 @@ def unquantize_(model: nn.Module) -> None:
         detach_checkpoint_hooks(module)
 
 
-def _schedule(model: nn.Module) -> Schedule:
-    """The schedule of the layers that are quantized already, or a new one."""
-    return next((quantizer.schedule for _, _, quantizer in quantized_layers(model)), Schedule())
-
-
 def _layer_quantizer(
     layer: nn.Module, decided: LayerPlan, config: QuantizationConfig, schedule: Schedule
 ) -> LayerQuantizer:
@@ -123,23 +121,22 @@ def _check_unquantized(modules: dict[str, nn.Module], wanted: dict[str, LayerQua
             )
 
 
-def _check_finite(modules: dict[str, nn.Module], wanted: dict[str, LayerQuantizer]) -> None:
-    for name, quantizer in wanted.items():
-        layer = modules[name]
-        if any(is_lazy(parameter) for parameter in layer.parameters()):
-            continue
-        for weight_name in quantizer.weight_names:
-            weight = peek_weight(layer, weight_name)
-            if weight.device.type != "meta" and not bool(torch.isfinite(weight).all()):
-                raise ValueError(not_finite(name, weight_name))
+def check_finite(model: nn.Module) -> None:
+    """Raise :class:`ValueError` if a weight of a quantized layer holds NaN or infinity; the message names it."""
+    for name, layer, state in quantized_layers(model):
+        _check_finite(name, layer, state)
 
 
-def not_finite(layer: str, weight_name: str) -> str:
-    """Message about a weight that holds NaN or infinity."""
-    return (
-        f"`{weight_name}` of layer {layer!r} holds NaN or infinite values, which have no code; expected finite "
-        "weights. Load a sound checkpoint, lower the learning rate or clip gradients"
-    )
+def _check_finite(name: str, layer: nn.Module, state: LayerQuantizer) -> None:
+    if any(is_lazy(parameter) for parameter in layer.parameters()):
+        return
+    for weight_name in state.weight_names:
+        weight = peek_weight(layer, weight_name)
+        if weight.device.type != "meta" and not bool(torch.isfinite(weight).all()):
+            raise ValueError(
+                f"`{weight_name}` of layer {name!r} holds NaN or infinite values, which have no code; expected finite "
+                "weights. Load a sound checkpoint, lower the learning rate or clip gradients"
+            )
 
 
 def _leave_fast_paths(model: nn.Module) -> None:

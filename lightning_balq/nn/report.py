@@ -35,10 +35,9 @@ def plan_table(plan: Plan) -> Table:
 
 def plan_text(plan: Plan) -> str:
     """The table of a plan as plain text."""
-    console = Console(file=io.StringIO(), width=140, no_color=True, force_terminal=False)
-    console.print(plan_table(plan))
-    text: str = console.file.getvalue()  # type: ignore[attr-defined]  # the StringIO above
-    return text.rstrip("\n")
+    buffer = io.StringIO()
+    Console(file=buffer, width=10_000, no_color=True, force_terminal=False).print(plan_table(plan))
+    return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
 
 
 def record_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -51,7 +50,7 @@ def record_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
 
 def _table(title: str, columns: Sequence[str], numeric: Iterable[int]) -> Table:
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    right = set(numeric)
+    right = set(numeric)  # numbers are never broken over lines; names are, where a terminal is too narrow for them
     for index, column in enumerate(columns):
         table.add_column(
             column, justify="right" if index in right else "left", overflow="fold", no_wrap=index in right or index == 0

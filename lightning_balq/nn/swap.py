@@ -51,6 +51,12 @@ def restore_class(module: nn.Module) -> None:
         module.__class__ = _reparent(cls, _parts(cls)[0])
 
 
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """Class of ``module`` without the mixin, if it has one."""
+    cls = type(module)
+    return cast(type[nn.Module], _parts(cls)[0]) if issubclass(cls, Swapped) else cls
+
+
 _CLASSES: dict[tuple[type, type[Swapped]], type] = {}
 
 

@@ -45,7 +45,8 @@ def _section(title: str, *parts: str) -> str:
 
 
 def _list(sentences: Iterable[str]) -> str:
-    return f"<ul>{''.join(f'<li>{escape(sentence)}</li>' for sentence in sentences)}</ul>"
+    items = (escape(sentence).replace(" = ", "&nbsp;=&nbsp;") for sentence in sentences)
+    return f"<ul>{''.join(f'<li>{item}</li>' for item in items)}</ul>"
 
 
 # ---- header ----------------------------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def _differences_table(families: list[list[Comparison]]) -> str:
         (CASES[item.case], [_difference(found.get((item.case, baseline))) for baseline in baselines])
         for item in families[0]
     ]
-    return _table(["W/A", "method", *(f"against\n{baseline}" for baseline in baselines)], rows)
+    return _table(["W/A", "method", *("against\n" + baseline.replace(", ", ",\n") for baseline in baselines)], rows)
 
 
 def _difference(item: Comparison | None) -> tuple[str, str]:
@@ -164,27 +165,21 @@ def _figure(title: str, panels: Iterable[tuple[str, str]], caption: str, width: 
 
 # ---- setup -----------------------------------------------------------------------------------------------------------
 
-ARGUMENTS = ("center", "scale", "granularity", "activation_range")
-
 
 def _setup_section(setup: Setup) -> str:
     entries = "".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>\n" for key, text in _describe(setup).items())
-    rows = [
-        (CASES[name], [(text, "") for text in (CASES[name].method.callback or "", *_arguments(given))])
-        for name, given in setup.arguments.items()
+    calls = "".join(
+        f"<dt>{_method(CASES[name])}</dt><dd><code>{escape(call)}</code></dd>\n"
+        for name, call in setup.calls.items()
         if CASES[name].width == NARROW
-    ]
+    )
     return _section(
         "Setup",
         f"<dl>\n{entries}</dl>",
-        f"<p>Every row's callback, with defaults filled in; the same at {' and '.join(WIDE)}. Activations are the "
-        "inputs of the quantized layers.</p>",
-        _table(("W/A", "method", "callback", *ARGUMENTS), rows),
+        f"<h3>The callback of each row at {NARROW}, with the defaults that matter</h3>",
+        f"<p>The same at {' and '.join(WIDE)}. Activations are the inputs of the quantized layers.</p>",
+        f"<dl>\n{calls}</dl>",
     )
-
-
-def _arguments(given: dict[str, str]) -> list[str]:
-    return [given.get(name, "-") for name in ARGUMENTS]
 
 
 def _describe(setup: Setup) -> dict[str, str]:

@@ -79,7 +79,7 @@ class Setup:
         train_images: size of the training set.
         test_images: size of the test set.
         layers: every layer of a type that can be quantized.
-        arguments: what each quantized row's callback was given or filled in by default, for the choices that matter.
+        calls: how each quantized row's callback was made, with the defaults that matter written out.
         versions: of Python and packages.
         processor: what the machine calls it.
         workers: processes that trained at once, with one thread each.
@@ -93,7 +93,7 @@ class Setup:
     train_images: int
     test_images: int
     layers: list[Layer]
-    arguments: dict[str, dict[str, str]]
+    calls: dict[str, str]
     versions: dict[str, str]
     processor: str
     workers: int

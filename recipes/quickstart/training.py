@@ -178,18 +178,19 @@ def describe(seeds: list[int], epochs: int, workers: int) -> Setup:
         train_images=len(split()[0]),
         test_images=len(split()[1]),
         layers=[Layer(layer.name, layer.type, layer.weights, layer.reason) for layer in layers],
-        arguments={name: arguments(case) for name, case in CASES.items() if case.method is not FLOAT},
+        calls={name: written_out(case) for name, case in CASES.items() if case.method is not FLOAT},
         versions={"Python": platform.python_version(), "lightning_balq": lightning_balq.__version__, **versions},
         processor=platform.processor() or platform.machine(),
         workers=workers,
     )
 
 
-def arguments(case: Case) -> dict[str, str]:
-    """The arguments of a row's callback that distinguish it, defaults filled in."""
+def written_out(case: Case) -> str:
+    """The call that makes a row's callback, with those defaults that other rows change."""
     callback = build_callback(case)
-    names = ("center", "scale", "granularity", "activation_range")
-    return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
+    names = ("weight_bits", "activation_bits", "center", "scale", "granularity", "activation_range")
+    given = ", ".join(f"{name}={getattr(callback, name)!r}" for name in names if hasattr(callback, name))
+    return f"{case.method.callback}({given})"
 
 
 def be_quiet() -> None:

@@ -25,7 +25,7 @@ EXAMPLE = """from lightning.pytorch import Trainer
 from lightning_balq import BalancedQuantization
 
 callback = BalancedQuantization(weight_bits=2, activation_bits=2)
-print(callback.plan(model))  # which layers, how many bytes; changes nothing
+print(callback.plan(model))  # layers, bits and bytes
 trainer = Trainer(max_epochs=10, callbacks=[callback])
 trainer.fit(model, train_batches)
 trainer.test(model, test_batches)  # the quantized network"""

@@ -96,7 +96,7 @@ def test_scale_of_range_0_is_the_smallest_normal_number(r, signed):
 
 @SIGNED
 @pytest.mark.parametrize("bits", [1, 2, 8])
-@pytest.mark.parametrize("r", [0.0, 1e-30, 0.1, 1.0, 7.0, 1.5e38, 3e38])
+@pytest.mark.parametrize("r", [0.0, 1e-30, 0.1, 1.0, 7.0, 1.5e38])
 def test_levels_lie_in_the_interval_and_reach_its_ends(r, bits, signed):
     x = torch.tensor([-torch.inf, -3e38, -1.0, 0.0, 0.3, 1.0, 3e38, torch.inf])
     result = activation_fake_quantize(x, bits, **interval(r, signed)).double()

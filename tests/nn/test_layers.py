@@ -521,12 +521,12 @@ def test_exception_inside_a_forward_leaves_the_layer_usable():
     assert_equal(layer(randn(3, 6)), hand(randn(3, 6)))
 
 
-def test_forward_set_on_the_instance_is_quantized_too():
-    layer = build(lambda: nn.Linear(6, 6))
-    layer.forward = lambda x: F.linear(x, layer.weight, layer.bias)
-    expected = F.linear(randn(3, 6), balanced(layer.weight), layer.bias)
-    quantize_(layer, everything())
-    assert_equal(layer(randn(3, 6)), expected)
+def test_forward_set_on_the_instance_leaves_the_layer_float_and_says_so():
+    model = nn.Sequential(nn.Linear(6, 6), build(lambda: nn.Linear(6, 6)))
+    model[1].forward = lambda x: F.linear(x, model[1].weight, model[1].bias)
+    decided = quantize_(model, everything())
+    assert [layer.reason for layer in decided.layers] == ["", "its forward is replaced on the instance"]
+    assert type(model[1]) is nn.Linear
 
 
 # --- What a layer is given from elsewhere ----------------------------------------------------------------------------

@@ -672,6 +672,7 @@ def test_gradients_per_sample_equal_those_of_single_samples(activation_bits):
     quantize_(model, everything(activation_bits=activation_bits))
     model(randn(8, 4))
     update_ranges_(activation_quantizers(model))
+    model.eval()  # as with batch norm: functional transforms refuse a layer that observes its batches
     x = randn(3, 4, seed=1)
 
     def loss(parameters, sample):
