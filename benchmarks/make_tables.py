@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     stale = update(options.documents or documents(), check=options.check)
     for path in stale:
-        print(f"{'out of date' if options.check else 'written'}: {path.name}")
+        print(f"{'out of date' if options.check else 'written'}: {path}")
     return int(options.check and bool(stale))
 
 

@@ -372,7 +372,7 @@ class BalancedQuantization(QuantizationCallback):
 
     _: KW_ONLY
     center: Center = "mean"
-    scale: Scale = "least_squares"
+    scale: Scale = "max"
     granularity: Granularity = "per_tensor"
 
     def _quantizer(self) -> WeightQuantizer:

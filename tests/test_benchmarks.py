@@ -160,7 +160,7 @@ def test_check_fails_on_a_stale_file_and_leaves_it(tmp_path, capsys):
     document.write_text(stale)
     assert make_tables.main(["--check", str(document)]) == 1
     assert document.read_text() == stale
-    assert "out of date: document.md" in capsys.readouterr().out
+    assert "out of date: " in capsys.readouterr().out
     assert make_tables.main([str(document)]) == 0
     assert make_tables.main(["--check", str(document)]) == 0
 

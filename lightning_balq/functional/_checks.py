@@ -9,6 +9,11 @@ Granularity = Literal["per_tensor", "per_channel"]
 Center = Literal["mean", "median"]
 Scale = Literal["max", "mean", "least_squares"]
 
+# Plain tuples, because torch.compile cannot look into a Literal.
+GRANULARITIES: tuple[str, ...] = get_args(Granularity)
+CENTERS: tuple[str, ...] = get_args(Center)
+SCALES: tuple[str, ...] = get_args(Scale)
+
 MAX_BITS = 8
 
 
@@ -30,11 +35,6 @@ def check_choice(value: str, name: str, choices: Collection[str]) -> None:
     """Raise :class:`ValueError` unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {value!r}")
-
-
-def check_literal(value: str, name: str, literal: object) -> None:
-    """Raise :class:`ValueError` unless ``value`` is a member of the ``typing.Literal`` given."""
-    check_choice(value, name, get_args(literal))
 
 
 def check_floating(tensor: Tensor, name: str) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_balq.functional._checks import Granularity, check_floating, check_literal
+from lightning_balq.functional._checks import GRANULARITIES, Granularity, check_choice, check_floating
 
 
 def to_rows(weight: Tensor, granularity: Granularity) -> Tensor:
@@ -17,7 +17,7 @@ def to_rows(weight: Tensor, granularity: Granularity) -> Tensor:
         ValueError: if ``granularity`` is unknown, or is ``"per_channel"`` for a 0-dimensional weight.
     """
     check_floating(weight, "weight")
-    check_literal(granularity, "granularity", Granularity)
+    check_choice(granularity, "granularity", GRANULARITIES)
     if granularity == "per_channel" and weight.dim() == 0:
         raise ValueError('`granularity="per_channel"` needs a weight with an output channel (dim 0), got a scalar')
     rows = 1 if granularity == "per_tensor" else weight.shape[0]

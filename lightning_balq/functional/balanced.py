@@ -14,7 +14,7 @@ to a threshold belong above it, so a weight whose values are all equal has the h
 import torch
 from torch import Tensor
 
-from lightning_balq.functional._checks import Center, Granularity, Scale, check_bits, check_literal
+from lightning_balq.functional._checks import CENTERS, SCALES, Center, Granularity, Scale, check_bits, check_choice
 from lightning_balq.functional._rows import accumulation_dtype, to_rows
 from lightning_balq.functional.grid import dequantize, straight_through
 from lightning_balq.functional.scale import least_squares_scale, max_scale, mean_scale
@@ -114,7 +114,7 @@ def balanced_fake_quantize(
         >>> balanced_fake_quantize(torch.tensor([2.0, -0.5, 0.1, -3.0]), bits=2)
         tensor([ 3., -1.,  1., -3.])
     """
-    check_literal(scale, "scale", Scale)
+    check_choice(scale, "scale", SCALES)
     codes = balanced_codes(weight, bits, center=center, granularity=granularity)
     if scale == "max":
         step = max_scale(weight, bits, granularity=granularity)
@@ -128,7 +128,7 @@ def balanced_fake_quantize(
 def _partition(rows: Tensor, bits: int, center: Center) -> tuple[Tensor, Tensor]:
     """Codes (uint8, shape of ``rows``) and thresholds (shape ``(rows, 2**bits - 1)``)."""
     check_bits(bits)
-    check_literal(center, "center", Center)
+    check_choice(center, "center", CENTERS)
     return _partition_at_means(rows, bits) if center == "mean" else _partition_at_medians(rows, bits)
 
 

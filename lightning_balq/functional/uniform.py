@@ -7,7 +7,7 @@ r"""Uniform weight quantizers, the baselines: nearest level of an evenly spaced 
 import torch
 from torch import Tensor
 
-from lightning_balq.functional._checks import Granularity, Scale, check_bits, check_literal
+from lightning_balq.functional._checks import SCALES, Granularity, Scale, check_bits, check_choice
 from lightning_balq.functional._rows import divide, per_row, to_rows
 from lightning_balq.functional.grid import dequantize, odd_codes, straight_through
 from lightning_balq.functional.scale import least_squares_scale, max_scale, mean_magnitude, mean_scale
@@ -45,7 +45,7 @@ def uniform_scale(
         >>> uniform_scale(torch.tensor([0.5, -3.0, 1.0]), bits=1, scale="least_squares")
         tensor([1.5000])
     """
-    check_literal(scale, "scale", Scale)
+    check_choice(scale, "scale", SCALES)
     largest = max_scale(weight, bits, granularity=granularity)
     if scale == "max":
         return largest

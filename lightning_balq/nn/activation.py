@@ -2,16 +2,19 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_balq.functional import activation_fake_quantize
-from lightning_balq.functional._checks import check_bits, check_literal
+from lightning_balq.functional._checks import check_bits, check_choice
 
 ActivationRange = Literal["unit", "observed"]
 ActivationSign = Literal["auto", "unsigned", "signed"]
+
+ACTIVATION_RANGES: tuple[str, ...] = get_args(ActivationRange)
+ACTIVATION_SIGNS: tuple[str, ...] = get_args(ActivationSign)
 
 MOMENTUM = 0.1
 """Weight of the newest training batch in a running range."""
@@ -48,15 +51,16 @@ class ActivationQuantizer:
 
     def __init__(self, bits: int, range_mode: ActivationRange, sign: ActivationSign) -> None:
         self.bits = check_bits(bits, "activation_bits")
-        check_literal(range_mode, "activation_range", ActivationRange)
-        check_literal(sign, "activation_sign", ActivationSign)
+        check_choice(range_mode, "activation_range", ACTIVATION_RANGES)
+        check_choice(sign, "activation_sign", ACTIVATION_SIGNS)
         self.range_mode = range_mode
         self.sign = sign
-        self.range = torch.tensor(1.0 if range_mode == "unit" else 0.0)
-        self.signed = torch.tensor(sign == "signed")
-        # Sums over the batches since the last update: range, batches, batches with a negative value.
-        self.pending = torch.zeros(3)
-        self.batches = torch.zeros(())
+        with torch.inference_mode(False):  # tensors made in inference mode could not be updated in training
+            self.range = torch.tensor(1.0 if range_mode == "unit" else 0.0)
+            self.signed = torch.tensor(sign == "signed")
+            # Sums over the batches since the last update: range, batches, batches with a negative value.
+            self.pending = torch.zeros(3)
+            self.batches = torch.zeros(())
         self.ready = not self.observing
         """Whether range and sign are known, so that inference need not look at its input."""
 
@@ -82,7 +86,7 @@ class ActivationQuantizer:
         return activation_fake_quantize(x, self.bits, range=range_, signed=signed)
 
     def _inspect(self, x: Tensor) -> Tensor:
-        """Range, 1 and whether there is a negative value, as one float32 vector; zeros for an empty batch."""
+        """Range, 1 and whether there is a negative value, as one float32 vector; zeros for a batch that shows none."""
         if x.numel() == 0:
             return torch.zeros_like(self.pending)
         smallest, largest = (value.float() for value in torch.aminmax(x))
@@ -90,7 +94,8 @@ class ActivationQuantizer:
         if self.range_mode == "observed":
             spread = 2 * math.sqrt(2**self.bits - 1) * x.abs().mean(dtype=torch.float32)
             magnitude = torch.minimum(magnitude, spread)
-        return torch.stack([magnitude, torch.ones_like(magnitude), (smallest < 0).float()])
+        seen = torch.stack([magnitude, torch.ones_like(magnitude), (smallest < 0).float()])
+        return torch.where(magnitude.isfinite(), seen, 0.0)  # a batch that overflowed shows no range
 
     def _move(self, device: torch.device) -> None:
         # The first forward may be a sanity check in inference mode, whose tensors could not be updated later.

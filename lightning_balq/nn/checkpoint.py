@@ -35,8 +35,9 @@ def detach_checkpoint_hooks(model: nn.Module) -> None:
         attached = model.__dict__.get(name)
         if attached is not None and _is_ours(attached, hook):
             _, present = attached.args
-            del model.__dict__[name]
-            if present is not None:
+            if present is None:
+                del model.__dict__[name]
+            else:
                 model.__dict__[name] = present
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lightning_balq.functional._checks import check_bits, check_literal
-from lightning_balq.nn.activation import ActivationRange, ActivationSign
+from lightning_balq.functional._checks import check_bits, check_choice
+from lightning_balq.nn.activation import ACTIVATION_RANGES, ACTIVATION_SIGNS, ActivationRange, ActivationSign
 from lightning_balq.nn.quantizer import BalancedQuantizer, WeightQuantizer
 
 
@@ -53,8 +53,8 @@ class QuantizationConfig:
             raise TypeError(f"`weight` must be a WeightQuantizer, got {self.weight!r} of {type(self.weight).__name__}")
         if self.activation_bits is not None:
             check_bits(self.activation_bits, "activation_bits")
-        check_literal(self.activation_range, "activation_range", ActivationRange)
-        check_literal(self.activation_sign, "activation_sign", ActivationSign)
+        check_choice(self.activation_range, "activation_range", ACTIVATION_RANGES)
+        check_choice(self.activation_sign, "activation_sign", ACTIVATION_SIGNS)
         if not isinstance(self.quantize_first_last, bool):
             raise TypeError(f"`quantize_first_last` must be a bool, got {self.quantize_first_last!r}")
         for name in ("include", "exclude"):

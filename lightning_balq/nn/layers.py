@@ -24,6 +24,9 @@ from lightning_balq.nn.swap import Swapped, original_class
 STATE = "_balq"
 """Key of the :class:`LayerQuantizer` in the ``__dict__`` of a quantized layer."""
 
+RUNNING = "_balq_running"
+"""Key in the ``__dict__`` of a layer while its forward is under way, in which its weights read as quantized."""
+
 QUANTIZABLE: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
     nn.Conv1d: ("weight",),
@@ -56,14 +59,12 @@ class LayerQuantizer:
         weight_names: dotted names of those weights.
         inputs: activation quantizers by input, empty if activations stay float.
         schedule: shared with the layers quantized together.
-        running: whether a forward of the layer is under way, in which its weights read as quantized.
     """
 
     weight: WeightQuantizer
     weight_names: tuple[str, ...]
     inputs: dict[str, ActivationQuantizer]
     schedule: Schedule = field(repr=False, compare=False)
-    running: bool = field(default=False, repr=False, compare=False)
 
     def settings(self) -> str:
         """What distinguishes it from the state of a layer quantized in another way."""
@@ -212,10 +213,8 @@ class QuantizedLayer(Swapped):
         layer = _module(self)
         quantizer: LayerQuantizer = layer.__dict__[STATE]
         original = super().forward  # type: ignore[misc]  # "forward" undefined in superclass
-        args, kwargs = _map_first_tensor(
-            lambda x: quantizer.quantize_input(layer, "input", x), original.__func__, args, kwargs
-        )
-        if quantizer.running:  # a forward that calls itself
+        args, kwargs = _map_first_tensor(lambda x: quantizer.quantize_input(layer, "input", x), original, args, kwargs)
+        if RUNNING in layer.__dict__:  # a forward that calls itself
             return original(*args, **kwargs)
         with quantized_weights(layer, quantizer):
             return original(*args, **kwargs)
@@ -297,11 +296,11 @@ def quantized_weights(layer: nn.Module, quantizer: LayerQuantizer) -> Iterator[N
             value = quantizer.quantize_weight(layer, name)
             owner, attribute = _owner(layer, name)
             stack.enter_context(_override(owner, attribute, value))
-        quantizer.running = True
+        layer.__dict__[RUNNING] = True
         try:
             yield
         finally:
-            quantizer.running = False
+            del layer.__dict__[RUNNING]
 
 
 @contextmanager

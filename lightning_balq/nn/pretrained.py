@@ -4,9 +4,9 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+_COUNTING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -21,7 +21,7 @@ def evidence_of_training(model: nn.Module) -> str:
         ''
     """
     for name, module in model.named_modules():
-        if isinstance(module, _NormBase) and module.num_batches_tracked is not None:
+        if isinstance(module, _COUNTING) and module.num_batches_tracked is not None:
             seen = int(module.num_batches_tracked)
             if seen:
                 return f"batch norm {name!r} has seen {seen} batches"

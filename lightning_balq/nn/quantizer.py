@@ -14,7 +14,16 @@ from lightning_balq.functional import (
     uniform_fake_quantize,
     uniform_scale,
 )
-from lightning_balq.functional._checks import Center, Granularity, Scale, check_bits, check_literal
+from lightning_balq.functional._checks import (
+    CENTERS,
+    GRANULARITIES,
+    SCALES,
+    Center,
+    Granularity,
+    Scale,
+    check_bits,
+    check_choice,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class BalancedQuantizer(WeightQuantizer):
     """
 
     center: Center = "mean"
-    scale: Scale = "least_squares"
+    scale: Scale = "max"
     granularity: Granularity = "per_tensor"
 
     def __post_init__(self) -> None:
@@ -66,9 +75,9 @@ class BalancedQuantizer(WeightQuantizer):
             ValueError: if a field is out of range.
         """
         super().__post_init__()
-        check_literal(self.center, "center", Center)
-        check_literal(self.scale, "scale", Scale)
-        check_literal(self.granularity, "granularity", Granularity)
+        check_choice(self.center, "center", CENTERS)
+        check_choice(self.scale, "scale", SCALES)
+        check_choice(self.granularity, "granularity", GRANULARITIES)
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Fake-quantize ``weight``."""
@@ -101,8 +110,8 @@ class UniformQuantizer(WeightQuantizer):
             ValueError: if a field is out of range.
         """
         super().__post_init__()
-        check_literal(self.scale, "scale", Scale)
-        check_literal(self.granularity, "granularity", Granularity)
+        check_choice(self.scale, "scale", SCALES)
+        check_choice(self.granularity, "granularity", GRANULARITIES)
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Fake-quantize ``weight``."""

@@ -57,7 +57,7 @@ def run(study: Study, folder: Path) -> None:
         write_output(folder, results)
     console = Console()
     console.print(result_tables(results))
-    console.print(f"Report: {folder / REPORT}", soft_wrap=True, highlight=False)
+    console.print(f"Report: {folder / REPORT}", soft_wrap=True, highlight=False, markup=False)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -89,7 +89,7 @@ def whole(smallest: int) -> Callable[[str], int]:
 
 def fail(message: str, status: int) -> int:
     """Say why there is no report."""
-    Console(stderr=True).print(message, style="red", soft_wrap=True, highlight=False)
+    Console(stderr=True).print(message, style="red", soft_wrap=True, highlight=False, markup=False)
     return status
 
 

@@ -33,7 +33,7 @@ trainer.test(model, test_batches)  # the quantized network"""
 CAVEATS = (
     "A small network on easy data shows how a method behaves, not how methods rank on larger tasks.",
     "A few seeds reveal large differences only: not distinguishable does not mean equal.",
-    "Hyperparameters are the same for every row, tuned for none; the callback's defaults were chosen on these digits.",
+    "Every row has the same hyperparameters, tuned for none; their defaults come from a study on these digits.",
     "Bytes count packed codes and their scales; while training, the float weights are kept.",
-    "Where a step takes milliseconds, overhead is mostly the fixed cost of small operations; larger layers have less.",
+    "Overhead is that of a step of milliseconds on a CPU, and says little about larger networks or other devices.",
 )

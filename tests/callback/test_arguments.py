@@ -80,8 +80,8 @@ def test_unknown_argument_is_refused() -> None:
 def test_every_argument_has_a_default_and_is_documented(callback: Any) -> None:
     parameters = inspect.signature(callback).parameters
     assert all(parameter.default is not inspect.Parameter.empty for parameter in parameters.values())
-    assert BalancedQuantization.__doc__ is not None
-    undocumented = [name for name in parameters if f"        {name}: " not in BalancedQuantization.__doc__]
+    documentation = inspect.getdoc(BalancedQuantization) or ""
+    undocumented = [name for name in parameters if f"\n    {name}: " not in documentation]
     assert undocumented == []
 
 

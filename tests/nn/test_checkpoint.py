@@ -107,13 +107,15 @@ def test_hooks_of_the_class_still_run_in_their_order():
 def test_hook_set_on_the_instance_still_runs_and_state_is_saved():
     model = Net()
     model.on_save_checkpoint = lambda checkpoint: checkpoint.update(instance=True)
-    own = model.__dict__["on_save_checkpoint"]
+    model.later = 1
+    own, keys = model.__dict__["on_save_checkpoint"], list(model.__dict__)
     quantize_(model, everything(activation_bits=3))
     checkpoint = save(model)
     assert checkpoint["instance"]
     assert "lightning_balq" in checkpoint
     unquantize_(model)
     assert model.__dict__["on_save_checkpoint"] is own
+    assert list(model.__dict__) == keys
 
 
 def test_float_checkpoint_leaves_ranges_and_schedule_alone():

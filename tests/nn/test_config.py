@@ -60,7 +60,7 @@ def test_bad_option_is_refused_with_its_name_and_value(kind):
 
 def test_defaults_are_four_bit_balanced_weights_and_float_activations():
     config = QuantizationConfig()
-    assert config.weight == BalancedQuantizer(bits=4, center="mean", scale="least_squares", granularity="per_tensor")
+    assert config.weight == BalancedQuantizer(bits=4, center="mean", scale="max", granularity="per_tensor")
     assert config.activation_bits is None
     assert (config.activation_range, config.activation_sign) == ("observed", "auto")
     assert (config.include, config.exclude, config.quantize_first_last) == (("*",), (), False)

@@ -26,7 +26,7 @@ from tests.helpers import assert_equal, everything, hand_quantized, randn, run_p
 
 def balanced(weight):
     """What the default configuration does to a weight, by hand."""
-    return balanced_fake_quantize(weight, 4, scale="least_squares")
+    return balanced_fake_quantize(weight, 4, scale="max")
 
 
 TINY_WEIGHTS = dict.fromkeys(["stem.weight", "conv.weight", "hidden.weight", "head.weight"], balanced)
@@ -296,7 +296,7 @@ def test_default_configuration_quantizes_inner_layers_to_four_balanced_bits():
 OTHER = {
     "bits": everything(BalancedQuantizer(3), activation_bits=3),
     "method": everything(UniformQuantizer(4), activation_bits=3),
-    "scale": everything(BalancedQuantizer(4, scale="max"), activation_bits=3),
+    "scale": everything(BalancedQuantizer(4, scale="mean"), activation_bits=3),
     "bits of one layer": everything(activation_bits=3, weight_bits_by_layer={"hidden": 2}),
     "activation bits": everything(activation_bits=2),
     "float activations": everything(),
@@ -381,6 +381,13 @@ def test_model_on_the_meta_device_can_be_quantized():
         model = tiny_model()
     quantize_(model, everything(activation_bits=2))
     assert model(torch.empty(IMAGES, device="meta")).shape == (2, 3)
+
+
+def test_model_quantized_in_inference_mode_can_be_trained():
+    model = tiny_model()
+    with torch.inference_mode():
+        quantize_(model, everything(activation_bits=3))
+    train(model, 1)
 
 
 # --- What a user holds on to -----------------------------------------------------------------------------------------
