@@ -10,6 +10,7 @@ every record in it, is taken in the same run; the share is (median record) / (50
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -105,6 +106,21 @@ def measure(name: str, model: LightningModule, loader: Any) -> Record:
         "records": len(records),
         "share": quantile(records, 0.5) / (callback.record_every_n_steps * step),
     }
+
+
+def recording_table(records: Sequence[Record]) -> str:
+    """The last record of each network."""
+    lines = ["| network | step, s | record, s | share of training time |", "| --- | ---: | ---: | ---: |"]
+    for network, record in {record["network"]: record for record in records}.items():
+        step, each = (" / ".join(f"{value:.4f}" for value in record[key]) for key in ("step_seconds", "record_seconds"))
+        lines.append(f"| {network} | {step} | {each} | {record['share']:.2%} |")
+    last = records[-1]
+    lines += [
+        "",
+        f"Quartiles (25 / 50 / 75 %); {last['records']} records each, one every {last['every_n_steps']} steps. Device: "
+        f"{last['device']}, threads: {last['threads']}; torch {last['torch']}, lightning {last['lightning']}.",
+    ]
+    return "\n".join(lines)
 
 
 def quantile(values: list[float], q: float) -> float:

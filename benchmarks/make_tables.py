@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from benchmarks.bench_quickstart import quickstart_table
+from benchmarks.bench_recording import recording_table
 from benchmarks.records import RESULTS, Record, read
 from benchmarks.study_defaults_tables import factors_table, networks_table, settings_table
 
@@ -22,6 +24,8 @@ DOCUMENTS = ("README.md", "docs/**/*.md", "benchmarks/README.md")
 
 STUDY = "study_defaults--cpu--torch2.13.0.jsonl"
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
+    "quickstart": ("bench_quickstart--cpu--torch2.13.0.jsonl", quickstart_table),
+    "recording": ("bench_recording--cpu--torch2.13.0.jsonl", recording_table),
     "study_defaults": (STUDY, settings_table),
     "study_defaults_factors": (STUDY, factors_table),
     "study_defaults_networks": (STUDY, networks_table),

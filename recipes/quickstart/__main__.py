@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace the report in a folder that exists")
     parser.add_argument("--seed", type=whole(0), default=0, help="first seed")
     parser.add_argument("--seeds", type=whole(1), default=5, metavar="N", help="runs of each row, with as many seeds")
-    parser.add_argument("--epochs", type=whole(1), default=10, help="epochs of each run")
+    parser.add_argument("--epochs", type=whole(1), default=8, help="epochs of each run")
     parser.add_argument("--workers", type=whole(1), default=min(2, os.cpu_count() or 1), help="processes at once")
     return parser.parse_args(arguments)
 

@@ -33,7 +33,7 @@ trainer.test(model, test_batches)  # the quantized network"""
 CAVEATS = (
     "A small network on easy data shows how a method behaves, not how methods rank on larger tasks.",
     "A few seeds reveal large differences only: not distinguishable does not mean equal.",
-    "Every row has the same hyperparameters, tuned for none; their defaults come from a study on these digits.",
+    "Hyperparameters are the same for all rows and tuned for none; the callback's defaults are from a study on digits.",
     "Bytes count packed codes and their scales; while training, the float weights are kept.",
     "Overhead is that of a step of milliseconds on a CPU, and says little about larger networks or other devices.",
 )
