@@ -3,8 +3,9 @@
 Question: how do float, uniform and balanced networks compare on handwritten digits?  Not measured: larger networks.
 Run: python -m benchmarks.bench_quickstart
 
-Runs ``python -m recipes.quickstart`` and appends one record for each row of its table: mean and deviation of the accuracy
-over seeds, effective bitwidth, bytes, and the quartiles of a training step's time relative to float's in the same round.
+Runs ``python -m recipes.quickstart`` and appends one record for each row of its table: mean and deviation of the
+accuracy over seeds, effective bitwidth, bytes, and the quartiles of a training step's time relative to float's in the
+same round.
 """
 
 import json
@@ -41,13 +42,13 @@ def quickstart_table(records: Sequence[Record]) -> str:
     lines.append("| --- | --- | ---: | ---: | ---: | ---: |")
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     first = rows[0]
-    lines += [
-        "",
-        f"Handwritten digits (scikit-learn), a CNN of three convolutions and a linear layer; mean ± standard deviation of the "
-        f"test accuracy, n = {first['n']} seeds. The first and the last layer stay float32. Step time: median and quartiles, "
-        f"for a step of milliseconds. Device: {first['device']}; torch {first['torch']}, lightning {first['lightning']}. "
-        "Repeat: `python -m benchmarks.bench_quickstart`.",
-    ]
+    note = (
+        "Handwritten digits (scikit-learn), a small CNN; mean ± standard deviation of the test accuracy over "
+        f"n = {first['n']} seeds. The first and the last layer stay float32. Step time: median and quartiles of a "
+        f"step of milliseconds. Device: {first['device']}; torch {first['torch']}, lightning {first['lightning']}. "
+        "Repeat: `python -m benchmarks.bench_quickstart`."
+    )
+    lines += ["", note]
     return "\n".join(lines)
 
 

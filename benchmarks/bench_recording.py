@@ -115,11 +115,11 @@ def recording_table(records: Sequence[Record]) -> str:
         step, each = (" / ".join(f"{value:.4f}" for value in record[key]) for key in ("step_seconds", "record_seconds"))
         lines.append(f"| {network} | {step} | {each} | {record['share']:.2%} |")
     last = records[-1]
-    lines += [
-        "",
+    note = (
         f"Quartiles (25 / 50 / 75 %); {last['records']} records each, one every {last['every_n_steps']} steps. Device: "
-        f"{last['device']}, threads: {last['threads']}; torch {last['torch']}, lightning {last['lightning']}.",
-    ]
+        f"{last['device']}, threads: {last['threads']}; torch {last['torch']}, lightning {last['lightning']}."
+    )
+    lines += ["", note]
     return "\n".join(lines)
 
 

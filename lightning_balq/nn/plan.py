@@ -66,6 +66,16 @@ class Plan:
         """The layers that are quantized."""
         return tuple(layer for layer in self.layers if layer.quantized)
 
+    @property
+    def float_bytes(self) -> int:
+        """Bytes of all parameters as they are."""
+        return self.other_bytes + sum(layer.float_bytes for layer in self.layers)
+
+    @property
+    def quantized_bytes(self) -> int:
+        """Bytes of all parameters, with the quantized layers as codes and scales."""
+        return self.other_bytes + sum(layer.quantized_bytes for layer in self.layers)
+
     def __str__(self) -> str:
         return plan_text(self)
 

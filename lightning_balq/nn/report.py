@@ -21,15 +21,12 @@ def plan_table(plan: Plan) -> Table:
     table = _table(f"{count} of {len(plan.layers)} layers quantized", columns, numeric=(3, 4, 5))
     for layer in plan.layers:
         table.add_row(*_cells(layer), style=None if layer.quantized else "dim")
-    before = sum(layer.float_bytes for layer in plan.layers)
-    after = sum(layer.quantized_bytes for layer in plan.layers)
     table.add_section()
     if plan.other_bytes:
         other = f"{plan.other_bytes:,}"
         table.add_row("other parameters", "float", "", "", other, other, "biases, norms and others", style="dim")
     weights = sum(layer.weights for layer in plan.layers)
-    total, packed = before + plan.other_bytes, after + plan.other_bytes
-    table.add_row("total", "", "", f"{weights:,}", f"{total:,}", f"{packed:,}", "")
+    table.add_row("total", "", "", f"{weights:,}", f"{plan.float_bytes:,}", f"{plan.quantized_bytes:,}", "")
     return table
 
 

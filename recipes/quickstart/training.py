@@ -133,9 +133,7 @@ def model_bytes(training: Training) -> tuple[int, int]:
         size = sum(parameter.nbytes for parameter in training.model.parameters())
         return size, size
     plan = training.callback.plan(training.model)
-    before = sum(layer.float_bytes for layer in plan.layers)
-    after = sum(layer.quantized_bytes for layer in plan.layers)
-    return before + plan.other_bytes, after + plan.other_bytes
+    return plan.float_bytes, plan.quantized_bytes
 
 
 @torch.no_grad()
