@@ -15,7 +15,7 @@ quickstart: .venv/installed ## train a small quantized network
 	.venv/bin/python -m recipes.quickstart $(ARGS)
 
 test: lint ## lint, then run the tests and the examples in docstrings
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: .venv/installed ## check style, formatting and types
 	.venv/bin/ruff check
