@@ -26,6 +26,7 @@ from lightning_balq.nn.activation import (
     settle_ranges_,
     update_ranges_,
 )
+from lightning_balq.nn.cache import LevelCache
 from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.layers import activation_quantizers, quantized_layers
 from lightning_balq.nn.monitor import CodeMonitor, CodeStatistics
@@ -74,6 +75,7 @@ class QuantizationCallback(Callback, ABC):
     quantize_first_last: bool = False
     start_step: int = 0
     blend_steps: int = 0
+    reuse_quantized: bool = True
     record_every_n_steps: int = 50
     verbose: int = 1
     name: str | None = None
@@ -86,6 +88,8 @@ class QuantizationCallback(Callback, ABC):
                 raise TypeError(f"`{argument}` must be an int, got {value!r} of type {type(value).__name__}")
             if value < 0:
                 raise ValueError(f"`{argument}` must not be negative, got {value}")
+        if not isinstance(self.reuse_quantized, bool):
+            raise TypeError(f"`reuse_quantized` must be a bool, got {self.reuse_quantized!r}")
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"`name` must be a str or None, got {self.name!r} of type {type(self.name).__name__}")
         self._config()
@@ -93,6 +97,7 @@ class QuantizationCallback(Callback, ABC):
         self._plan: Plan | None
         self._inputs: list[ActivationQuantizer]
         self._schedule: Schedule | None
+        self._cache: LevelCache | None = None
         self._recorded: dict[str, CodeStatistics]
         self._forget()
 
@@ -177,10 +182,14 @@ class QuantizationCallback(Callback, ABC):
         self._inputs = activation_quantizers(pl_module)
         self._recorded_step = self._batch_step = trainer.global_step
         self._stride = 1
+        self._forget_levels()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Follow the schedule, and start the clock if this batch will be recorded."""
         schedule = self._follow_schedule(trainer, pl_module)
+        # Batches whose gradients are accumulated see the same weights. In manual optimization nobody knows.
+        accumulates = batch_idx > 0 and trainer.global_step == self._batch_step and pl_module.automatic_optimization
+        self._reuse_levels(trainer, pl_module, forget=not accumulates)
         self._batch_step = trainer.global_step
         if self._is_due(trainer.global_step, trainer.global_step + self._stride):
             _synchronize(pl_module.device)
@@ -191,6 +200,7 @@ class QuantizationCallback(Callback, ABC):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take over activation ranges, and record."""
+        self._stop_reusing()
         overhead = self._stop_clock(pl_module.device)
         update_ranges_(self._inputs, _sum_over_ranks(trainer))
         self._stride = max(trainer.global_step - self._batch_step, 1)  # manual optimization may step several times
@@ -200,9 +210,15 @@ class QuantizationCallback(Callback, ABC):
                 for key in sorted(metrics.keys() & SHOWN):
                     pl_module.log(key, metrics[key], prog_bar=True, logger=False)
 
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take nothing for granted in a second forward of a batch: weights may have been edited in between."""
+        if self._cache is not None:
+            self._cache.doubt()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what the last full interval left out."""
         settle_ranges_(self._inputs)
+        self._forget_levels()
         if self.record_every_n_steps and trainer.global_step != self._recorded_step:
             self._record(trainer, pl_module, overhead=None)
 
@@ -218,6 +234,92 @@ class QuantizationCallback(Callback, ABC):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the model."""
         self._release(pl_module)
+
+    # ---- evaluation -------------------------------------------------------------------------------------------------
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Quantize each weight once for all batches; the weights may be averages, put in place just before."""
+        self._reuse_levels(trainer, pl_module, forget=batch_idx == 0)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop reusing until the next batch."""
+        self._stop_reusing()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what was quantized: averages may give way to the weights in training."""
+        self._forget_levels()
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Quantize each weight once for all batches."""
+        self._reuse_levels(trainer, pl_module, forget=batch_idx == 0)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop reusing until the next batch."""
+        self._stop_reusing()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what was quantized."""
+        self._forget_levels()
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Quantize each weight once for all batches."""
+        self._reuse_levels(trainer, pl_module, forget=batch_idx == 0)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Stop reusing until the next batch."""
+        self._stop_reusing()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what was quantized."""
+        self._forget_levels()
+
+    def _reuse_levels(self, trainer: Trainer, pl_module: LightningModule, *, forget: bool) -> None:
+        # Sharded weights come and go at addresses of their own.
+        if not self.reuse_quantized or trainer.strategy.restore_checkpoint_after_setup:
+            return
+        if self._cache is None:
+            self._cache = next((state.cache for _, _, state in quantized_layers(pl_module)), None)
+        if self._cache is not None:
+            self._cache.open(forget=forget)
+
+    def _stop_reusing(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+
+    def _forget_levels(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+            self._cache.forget()
 
     # ---- records ----------------------------------------------------------------------------------------------------
 
@@ -312,7 +414,7 @@ class QuantizationCallback(Callback, ABC):
 
     def _arguments(self) -> dict[str, Any]:
         """Every argument that changes what is trained, as plain values that ``weights_only=True`` loads."""
-        silent = ("record_every_n_steps", "verbose", "name")
+        silent = ("reuse_quantized", "record_every_n_steps", "verbose", "name")
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in silent}
         return {key: _plain(value) for key, value in values.items()}
 
@@ -320,6 +422,7 @@ class QuantizationCallback(Callback, ABC):
         self._plan = None
         self._inputs = []
         self._schedule = None
+        self._cache = None
         self._monitor = CodeMonitor()
         self._recorded = {}
         self._recorded_step = self._batch_step = 0
@@ -328,6 +431,7 @@ class QuantizationCallback(Callback, ABC):
         self._trained_as_float = ""
 
     def _release(self, pl_module: LightningModule) -> None:
+        self._forget_levels()
         if self._schedule is not None:
             self._schedule.timer = None
         for name in ("setup", "configure_model"):
@@ -357,6 +461,8 @@ class BalancedQuantization(QuantizationCallback):
         quantize_first_last: also quantize the first and the last layer.
         start_step: optimizer steps to train in float first.
         blend_steps: optimizer steps over which the quantized network is blended in after that.
+        reuse_quantized: quantize a weight once for all forwards between two of its changes. Turn it off if your code
+            writes to ``parameter.data`` between batches whose gradients are accumulated: nothing shows such a change.
         record_every_n_steps: optimizer steps between two records; 0 records nothing.
         verbose: 0 prints no tables.
         name: distinguishes two callbacks of one kind in one Trainer.

@@ -5,7 +5,12 @@ Where a line belongs: ``balanced`` and ``uniform`` turn weights into codes; ``sc
 how codes are used.
 """
 
-from lightning_balq.functional.activation import activation_codes, activation_fake_quantize, activation_scale
+from lightning_balq.functional.activation import (
+    activation_codes,
+    activation_fake_quantize,
+    activation_scale,
+    activation_statistics,
+)
 from lightning_balq.functional.balanced import balanced_codes, balanced_fake_quantize, balanced_thresholds
 from lightning_balq.functional.grid import dequantize, straight_through
 from lightning_balq.functional.scale import least_squares_scale, max_scale, mean_scale
@@ -28,6 +33,7 @@ __all__ = [
     "activation_codes",
     "activation_fake_quantize",
     "activation_scale",
+    "activation_statistics",
     "balanced_codes",
     "balanced_fake_quantize",
     "balanced_thresholds",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_balq.functional._checks import check_bits, check_floating
-from lightning_balq.functional._rows import divide
+from lightning_balq.functional._rows import accumulation_dtype, divide
 
 
 def activation_scale(bits: int, *, range: Tensor, signed: Tensor) -> Tensor:
@@ -104,6 +104,27 @@ def activation_fake_quantize(x: Tensor, bits: int, *, range: Tensor, signed: Ten
     is_inside = (x >= _lower(range, signed)) & (x <= range.detach())
     inside = torch.where(is_inside, x, 0.0)
     return (inside - inside.detach()) + levels.to(x.dtype)
+
+
+def activation_statistics(x: Tensor) -> Tensor:
+    r"""Smallest value, largest value and mean magnitude :math:`E|x|` of activations.
+
+    The mean is accumulated in float64 and rounded once.
+
+    Args:
+        x: activations, floating point, any shape, at least one value.
+
+    Returns:
+        float32, shape ``(3,)``, in the units of ``x``; all NaN if a value is.
+
+    Example:
+        >>> activation_statistics(torch.tensor([-0.5, 0.25, 1.75, 0.5]))
+        tensor([-0.5000,  1.7500,  0.7500])
+    """
+    values = x.detach()
+    smallest, largest = torch.aminmax(values)
+    total = values.abs().sum(dtype=accumulation_dtype(values.device))
+    return torch.stack([value.to(torch.float32) for value in (smallest, largest, divide(total, values.numel()))])
 
 
 def _lower(range: Tensor, signed: Tensor) -> Tensor:

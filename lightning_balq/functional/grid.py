@@ -5,11 +5,14 @@ times the scale. The levels are evenly spaced, symmetric around zero, and none o
 an integer with zero point 0, plain integer arithmetic runs the weights exactly.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lightning_balq.functional._checks import check_bits
 from lightning_balq.functional._rows import per_row
+from lightning_balq.functional._tracing import is_traced
 
 
 def odd_codes(codes: Tensor, bits: int) -> Tensor:
@@ -46,8 +49,8 @@ def dequantize(codes: Tensor, scale: Tensor, bits: int) -> Tensor:
 def straight_through(value: Tensor, quantized: Tensor) -> Tensor:
     """Return ``quantized``, with the gradient of ``value``: the straight-through estimator.
 
-    ``(value - value.detach()) + quantized`` is exactly ``quantized`` in every floating type, because the difference is
-    exactly zero; the usual ``value + (quantized - value).detach()`` rounds twice and leaves the grid.
+    The result is exactly ``quantized``; the usual ``value + (quantized - value).detach()`` rounds twice and leaves the
+    grid.
 
     Source: Bengio et al. 2013 (arXiv:1308.3432).
 
@@ -64,5 +67,32 @@ def straight_through(value: Tensor, quantized: Tensor) -> Tensor:
         >>> weight.grad
         tensor([1., 1.])
     """
-    # The difference comes first because the result takes the memory format of the first operand.
-    return (value - value.detach()) + quantized.detach().to(value.dtype)
+    result = quantized.detach().to(value.dtype)
+    if is_traced() or result.stride() != value.stride():
+        # The same in operations that every tracer knows: the difference is exactly zero. It comes first because the
+        # sum takes the memory format of its first operand.
+        return (value - value.detach()) + result
+    passed: Tensor = _StraightThrough.apply(value, result)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return passed
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The second argument, with the gradient of the first; costs no pass over either."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, quantized: Tensor) -> Tensor:
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor | None, _: Tensor | None) -> Tensor | None:
+        return None if tangent is None else tangent.view_as(tangent)

@@ -99,10 +99,10 @@ def least_squares_scale(weight: Tensor, codes: Tensor, bits: int, *, granularity
     rows = to_rows(weight, granularity)
     z = odd_codes(codes, bits).reshape(rows.shape).to(torch.float32)
     dtype = accumulation_dtype(rows.device)
-    # (w/m) z cannot overflow where w z could; a float32 product of an odd integer rounds once, which the sum averages.
+    # Products of float32 values and odd codes are exact in float64. In float32, w z could overflow; (w / m) z cannot.
     bound = _bound(rows)
-    unit = torch.where(bound > 0, bound, 1.0)
-    product = (rows / unit[:, None] * z).sum(dim=1, dtype=dtype)
+    unit = torch.where((bound > 0) & (dtype == torch.float32), bound, 1.0)
+    product = ((rows / unit[:, None]).to(dtype) * z).sum(dim=1)
     power = (z * z).sum(dim=1, dtype=dtype).clamp_(min=1.0)
     return (product / power).clamp_(min=0.0).to(torch.float32) * unit
 

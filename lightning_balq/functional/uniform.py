@@ -178,10 +178,21 @@ def dorefa_fake_quantize(weight: Tensor, bits: int) -> Tensor:
         >>> dorefa_fake_quantize(torch.tensor([-2.0, 1.0]), bits=1)
         tensor([-1.5000,  1.5000])
     """
+    return dorefa_straight_through(weight, dorefa_levels(weight, bits), bits)
+
+
+def dorefa_levels(weight: Tensor, bits: int) -> Tensor:
+    """Levels of :func:`dorefa_fake_quantize`, in float32 and without gradient."""
     codes = dorefa_codes(weight, bits)
     if bits == 1:
-        return straight_through(weight, dequantize(codes, mean_magnitude(to_rows(weight, "per_tensor")), bits))
-    levels = divide(odd_codes(codes, bits).to(torch.float32), 2**bits - 1)
+        return dequantize(codes, mean_magnitude(to_rows(weight, "per_tensor")), bits)
+    return divide(odd_codes(codes, bits).to(torch.float32), 2**bits - 1)
+
+
+def dorefa_straight_through(weight: Tensor, levels: Tensor, bits: int) -> Tensor:
+    """Give ``levels`` the gradient of :func:`dorefa_fake_quantize`, and the type of ``weight``."""
+    if bits == 1:
+        return straight_through(weight, levels)
     return straight_through(_normalised_tanh(weight.to(torch.float32)), levels).to(weight.dtype)
 
 

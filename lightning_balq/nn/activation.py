@@ -7,8 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_balq.functional import activation_fake_quantize
+from lightning_balq.functional import activation_statistics
 from lightning_balq.functional._checks import check_bits, check_choice
+from lightning_balq.kernels.activations import activation_fake_quantize
 
 ActivationRange = Literal["unit", "observed"]
 ActivationSign = Literal["auto", "unsigned", "signed"]
@@ -74,28 +75,30 @@ class ActivationQuantizer:
         if self.range.device != x.device:
             self._move(x.device)
         range_, signed = self.range, self.signed
-        if self.observing and (observe or not self.ready):
-            seen = self._inspect(x.detach())
+        if not self.ready and self.observing and x.numel():  # the range of this batch is needed to quantize it
+            seen = self._seen(activation_statistics(x))
             if observe:
                 self.pending += seen
-            if not self.ready:
-                known = self.batches > 0
-                range_ = torch.where(known | (range_ > 0), range_, seen[0])
-                if self.sign == "auto":
-                    signed = torch.where(known, signed, signed | (seen[2] > 0))
-        return activation_fake_quantize(x, self.bits, range=range_, signed=signed)
+            known = self.batches > 0
+            range_ = torch.where(known | (range_ > 0), range_, seen[0])
+            if self.sign == "auto":
+                signed = torch.where(known, signed, signed | (seen[2] > 0))
+            observe = False
+        levels, statistics = activation_fake_quantize(
+            x, self.bits, range=range_, signed=signed, observe=observe and self.observing and x.numel() > 0
+        )
+        if statistics is not None:
+            self.pending += self._seen(statistics)
+        return levels
 
-    def _inspect(self, x: Tensor) -> Tensor:
-        """Range, 1 and whether there is a negative value, as one float32 vector; zeros for a batch that shows none."""
-        if x.numel() == 0:
-            return torch.zeros_like(self.pending)
-        smallest, largest = (value.float() for value in torch.aminmax(x))
+    def _seen(self, statistics: Tensor) -> Tensor:
+        """Range, 1 and whether there is a negative value, as one float32 vector; zeros for a batch that overflowed."""
+        smallest, largest, mean = statistics.unbind()
         magnitude = torch.maximum(largest, -smallest)
         if self.range_mode == "observed":
-            spread = 2 * math.sqrt(2**self.bits - 1) * x.abs().mean(dtype=torch.float32)
-            magnitude = torch.minimum(magnitude, spread)
+            magnitude = torch.minimum(magnitude, 2 * math.sqrt(2**self.bits - 1) * mean)
         seen = torch.stack([magnitude, torch.ones_like(magnitude), (smallest < 0).float()])
-        return torch.where(magnitude.isfinite(), seen, 0.0)  # a batch that overflowed shows no range
+        return torch.where(magnitude.isfinite(), seen, 0.0)
 
     def _move(self, device: torch.device) -> None:
         # The first forward may be a sanity check in inference mode, whose tensors could not be updated later.

@@ -5,7 +5,7 @@ original class, and a :class:`LayerQuantizer` in its ``__dict__``. Parameters st
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_balq.functional import straight_through
 from lightning_balq.nn.activation import ActivationQuantizer
+from lightning_balq.nn.cache import LevelCache
 from lightning_balq.nn.quantizer import WeightQuantizer
 from lightning_balq.nn.schedule import Schedule
 from lightning_balq.nn.swap import Swapped, original_class
@@ -47,6 +47,9 @@ QUANTIZABLE: dict[type[nn.Module], tuple[str, ...]] = {
 """Types that can be quantized, subclasses included, and the dotted names of their weights."""
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+LAUNCH_BOUND = {"cuda"}
+"""Types of devices on which quantizing all weights of a model together costs little more than quantizing one."""
+
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -59,12 +62,14 @@ class LayerQuantizer:
         weight_names: dotted names of those weights.
         inputs: activation quantizers by input, empty if activations stay float.
         schedule: shared with the layers quantized together.
+        cache: likewise.
     """
 
     weight: WeightQuantizer
     weight_names: tuple[str, ...]
     inputs: dict[str, ActivationQuantizer]
     schedule: Schedule = field(repr=False, compare=False)
+    cache: LevelCache = field(repr=False, compare=False)
 
     def settings(self) -> str:
         """What distinguishes it from the state of a layer quantized in another way."""
@@ -94,8 +99,50 @@ class LayerQuantizer:
             return self._quantize_input(quantizer, value, observe)
 
     def _quantize_weight(self, layer: nn.Module, name: str, weight: Tensor) -> Tensor:
-        quantized = _restore_zeros(layer, name, weight, quantize_by_channel(layer, self.weight, weight))
+        quantized = self.weight.attach_gradient(weight, self._levels(layer, weight))
+        mask = getattr(*_owner_of_mask(layer, name), None)  # set by torch.nn.utils.prune
+        if mask is not None:
+            quantized = quantized * mask  # the grid has no zero level
         return quantized if self.schedule.phase == "quantized" else self.schedule.mix(weight, quantized)
+
+    def _levels(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return self._compute_levels(layer, weight)
+        return self.cache.get(weight, self._kind(layer), lambda: self._compute_levels(layer, weight))
+
+    def _kind(self, layer: nn.Module) -> Hashable:
+        """What, beside a weight, decides about its levels."""
+        return self.weight, _arrangement(layer)
+
+    def _compute_levels(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        if weight.device.type in LAUNCH_BOUND and self.cache.can_hold(weight):
+            return self._compute_levels_of_all(layer, weight)
+        return _from_channels(layer, weight, self.weight.levels(_swap_channels(layer, weight)))
+
+    def _compute_levels_of_all(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """Levels of this weight; those of all others that will be asked for next are computed with it, and kept."""
+        jobs = [(layer, weight), *self._stale(weight)]
+        levels = self.weight.levels_of_all([_swap_channels(*job) for job in jobs])
+        first, *others = [_from_channels(*job, result) for job, result in zip(jobs, levels, strict=True)]
+        for (other, parameter), result in zip(jobs[1:], others, strict=True):
+            self.cache.put(parameter, self._kind(other), result)
+        return first
+
+    def _stale(self, weight: Tensor) -> list[tuple[nn.Module, nn.Parameter]]:
+        """Weights beside this one that the same quantizer has to quantize on the same device."""
+        found: dict[tuple[int, Hashable], tuple[nn.Module, nn.Parameter]] = {}
+        for layer in self.cache.layers():
+            state: LayerQuantizer | None = layer.__dict__.get(STATE)
+            if state is None or state.cache is not self.cache or state.weight != self.weight:
+                continue
+            for name in state.weight_names:
+                owner, attribute = _owner(layer, name)
+                parameter = owner._parameters.get(attribute)
+                if parameter is None or parameter is weight or parameter.device != weight.device:
+                    continue
+                if self.cache.find(parameter, self._kind(layer)) is None:
+                    found[id(parameter), self._kind(layer)] = layer, parameter
+        return list(found.values())
 
     def _quantize_input(self, quantizer: ActivationQuantizer, value: Tensor, observe: bool) -> Tensor:
         quantized = quantizer(value, observe=observe)
@@ -121,11 +168,6 @@ def clean_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
-def quantize_by_channel(layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
-    """Fake-quantize a weight of ``layer``, bringing its output channels to dim 0 and back."""
-    return _swap_channels(layer, quantizer(_swap_channels(layer, weight)))
-
-
 def codes_by_channel(layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
     """Codes of a weight of ``layer``, output channels in dim 0."""
     return quantizer.codes(_swap_channels(layer, weight))
@@ -139,17 +181,27 @@ def _swap_channels(layer: nn.Module, weight: Tensor) -> Tensor:
     return grouped.transpose(1, 2).flatten(0, 1)
 
 
-def _restore_zeros(layer: nn.Module, name: str, weight: Tensor, quantized: Tensor) -> Tensor:
-    """Keep the row of a padding index and pruned weights as they are: the grid has no zero level."""
-    owner, attribute = _owner(layer, name)
-    mask = getattr(owner, f"{attribute}_mask", None)  # set by torch.nn.utils.prune
-    if mask is not None:
-        quantized = quantized * mask
-    if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+def _from_channels(layer: nn.Module, weight: Tensor, levels: Tensor) -> Tensor:
+    """Bring levels with output channels in dim 0 back to the arrangement of ``weight``; padding stays as it is."""
+    levels = _swap_channels(layer, levels)
+    if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:  # the grid has no zero level
         rows = torch.arange(weight.shape[0], device=weight.device)[:, None]
-        kept = torch.where(rows == layer.padding_idx, weight.detach(), quantized.detach())
-        quantized = straight_through(quantized, kept)  # an addition, which also sparse gradients pass
-    return quantized
+        levels = torch.where(rows == layer.padding_idx, weight.detach(), levels.to(weight.dtype))
+    return levels
+
+
+def _arrangement(layer: nn.Module) -> Hashable:
+    """What of a layer, beside its quantizer, decides about the levels of its weight."""
+    if isinstance(layer, _TRANSPOSED):
+        return ("transposed", layer.groups)
+    if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+        return ("padding", layer.padding_idx)
+    return None  # so that a tied weight is quantized once
+
+
+def _owner_of_mask(layer: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, attribute = _owner(layer, name)
+    return owner, f"{attribute}_mask"
 
 
 def get_weight(layer: nn.Module, name: str) -> Tensor:

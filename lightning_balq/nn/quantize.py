@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_balq.nn.activation import ActivationQuantizer
+from lightning_balq.nn.cache import LevelCache
 from lightning_balq.nn.checkpoint import attach_checkpoint_hooks, detach_checkpoint_hooks
 from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.layers import (
@@ -61,7 +62,10 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
     decided = plan(model, config)
     modules = {clean_name(name): module for name, module in model.named_modules()}
     schedule = next((state.schedule for _, _, state in quantized_layers(model)), Schedule())
-    wanted = {layer.name: _layer_quantizer(modules[layer.name], layer, config, schedule) for layer in decided.quantized}
+    cache = next((state.cache for _, _, state in quantized_layers(model)), LevelCache())
+    wanted = {
+        layer.name: _layer_quantizer(modules[layer.name], layer, config, schedule, cache) for layer in decided.quantized
+    }
     _check_unquantized(modules, wanted)
     for name, quantizer in wanted.items():
         _check_finite(name, modules[name], quantizer)
@@ -70,8 +74,9 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
         if STATE not in layer.__dict__:
             swap_class(layer, layer_mixin(type(layer)))
             layer.__dict__[STATE] = quantizer
-    for _, _, state in quantized_layers(model):
-        state.schedule = schedule  # parts may have been quantized apart
+    for _, layer, state in quantized_layers(model):
+        state.schedule, state.cache = schedule, cache  # parts may have been quantized apart
+        cache.watch(layer)
     _leave_fast_paths(model)
     attach_checkpoint_hooks(model)
     return decided
@@ -100,7 +105,7 @@ def unquantize_(model: nn.Module) -> None:
 
 
 def _layer_quantizer(
-    layer: nn.Module, decided: LayerPlan, config: QuantizationConfig, schedule: Schedule
+    layer: nn.Module, decided: LayerPlan, config: QuantizationConfig, schedule: Schedule, cache: LevelCache
 ) -> LayerQuantizer:
     assert decided.weight_bits is not None  # it is in `plan.quantized`
     inputs = {}
@@ -108,7 +113,7 @@ def _layer_quantizer(
         for name in input_names(layer):
             inputs[name] = ActivationQuantizer(decided.activation_bits, config.activation_range, config.activation_sign)
     weight = replace(config.weight, bits=decided.weight_bits)
-    return LayerQuantizer(weight, weight_names(layer), inputs, schedule)
+    return LayerQuantizer(weight, weight_names(layer), inputs, schedule, cache)
 
 
 def _check_unquantized(modules: dict[str, nn.Module], wanted: dict[str, LayerQuantizer]) -> None:

@@ -1,19 +1,12 @@
 """Weight quantizers as small value objects: a method, its options and a width."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_balq.functional import (
-    balanced_codes,
-    balanced_fake_quantize,
-    dorefa_codes,
-    dorefa_fake_quantize,
-    uniform_codes,
-    uniform_fake_quantize,
-    uniform_scale,
-)
+from lightning_balq.functional import dorefa_codes, straight_through
 from lightning_balq.functional._checks import (
     CENTERS,
     GRANULARITIES,
@@ -24,11 +17,20 @@ from lightning_balq.functional._checks import (
     check_bits,
     check_choice,
 )
+from lightning_balq.functional.uniform import dorefa_levels, dorefa_straight_through
+from lightning_balq.kernels.weights import (
+    balanced_codes,
+    balanced_levels,
+    balanced_levels_of_all,
+    uniform_codes,
+    uniform_levels,
+    uniform_levels_of_all,
+)
 
 
 @dataclass(frozen=True)
 class WeightQuantizer(ABC):
-    """What every weight quantizer offers: call it for levels, ask it for codes.
+    """What every weight quantizer offers: call it for levels with a gradient, ask it for codes.
 
     Two quantizers are equal if they do the same. ``dataclasses.replace(quantizer, bits=8)`` changes the width.
 
@@ -41,9 +43,21 @@ class WeightQuantizer(ABC):
     def __post_init__(self) -> None:
         check_bits(self.bits, "weight_bits")
 
-    @abstractmethod
     def __call__(self, weight: Tensor) -> Tensor:
         """Fake-quantize ``weight`` (dim 0 is the output channel), with a straight-through gradient."""
+        return self.attach_gradient(weight, self.levels(weight))
+
+    @abstractmethod
+    def levels(self, weight: Tensor) -> Tensor:
+        """Return the levels that stand for ``weight``, without gradient."""
+
+    def levels_of_all(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return :meth:`levels` of several weights on one device, which can be faster together."""
+        return [self.levels(weight) for weight in weights]
+
+    def attach_gradient(self, weight: Tensor, levels: Tensor) -> Tensor:
+        """Return ``levels`` with the gradient that ``weight`` gets through the quantizer."""
+        return straight_through(weight, levels)
 
     def scales(self, channels: int) -> int:
         """Return how many scales a weight with this many output channels has."""
@@ -59,6 +73,7 @@ class BalancedQuantizer(WeightQuantizer):
     """Bins of equal population; see :func:`lightning_balq.functional.balanced_fake_quantize`.
 
     Example:
+        >>> import torch
         >>> BalancedQuantizer(bits=1, scale="max")(torch.tensor([-2.0, 1.0]))
         tensor([-2.,  2.])
     """
@@ -79,10 +94,14 @@ class BalancedQuantizer(WeightQuantizer):
         check_choice(self.scale, "scale", SCALES)
         check_choice(self.granularity, "granularity", GRANULARITIES)
 
-    def __call__(self, weight: Tensor) -> Tensor:
-        """Fake-quantize ``weight``."""
-        return balanced_fake_quantize(
-            weight, self.bits, center=self.center, scale=self.scale, granularity=self.granularity
+    def levels(self, weight: Tensor) -> Tensor:
+        """Return the levels of ``weight``."""
+        return balanced_levels(weight, self.bits, center=self.center, scale=self.scale, granularity=self.granularity)
+
+    def levels_of_all(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return the levels of several weights."""
+        return balanced_levels_of_all(
+            weights, self.bits, center=self.center, scale=self.scale, granularity=self.granularity
         )
 
     def codes(self, weight: Tensor) -> Tensor:
@@ -95,6 +114,7 @@ class UniformQuantizer(WeightQuantizer):
     """Nearest level of a uniform grid; see :func:`lightning_balq.functional.uniform_fake_quantize`.
 
     Example:
+        >>> import torch
         >>> UniformQuantizer(bits=1)(torch.tensor([-2.0, 1.0]))
         tensor([-2.,  2.])
     """
@@ -113,14 +133,17 @@ class UniformQuantizer(WeightQuantizer):
         check_choice(self.scale, "scale", SCALES)
         check_choice(self.granularity, "granularity", GRANULARITIES)
 
-    def __call__(self, weight: Tensor) -> Tensor:
-        """Fake-quantize ``weight``."""
-        return uniform_fake_quantize(weight, self.bits, scale=self.scale, granularity=self.granularity)
+    def levels(self, weight: Tensor) -> Tensor:
+        """Return the levels of ``weight``."""
+        return uniform_levels(weight, self.bits, scale=self.scale, granularity=self.granularity)
+
+    def levels_of_all(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return the levels of several weights."""
+        return uniform_levels_of_all(weights, self.bits, scale=self.scale, granularity=self.granularity)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Return the uint8 codes of ``weight``."""
-        step = uniform_scale(weight, self.bits, scale=self.scale, granularity=self.granularity)
-        return uniform_codes(weight, step, self.bits)
+        return uniform_codes(weight, self.bits, scale=self.scale, granularity=self.granularity)
 
 
 @dataclass(frozen=True)
@@ -128,13 +151,18 @@ class DoReFaQuantizer(WeightQuantizer):
     """The tanh form of DoReFa-Net; see :func:`lightning_balq.functional.dorefa_fake_quantize`.
 
     Example:
+        >>> import torch
         >>> DoReFaQuantizer(bits=1)(torch.tensor([-2.0, 1.0]))
         tensor([-1.5000,  1.5000])
     """
 
-    def __call__(self, weight: Tensor) -> Tensor:
-        """Fake-quantize ``weight``."""
-        return dorefa_fake_quantize(weight, self.bits)
+    def levels(self, weight: Tensor) -> Tensor:
+        """Return the levels of ``weight``, in float32."""
+        return dorefa_levels(weight, self.bits)
+
+    def attach_gradient(self, weight: Tensor, levels: Tensor) -> Tensor:
+        """Return ``levels`` with the gradient that passes through tanh."""
+        return dorefa_straight_through(weight, levels, self.bits)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Return the uint8 codes of ``weight``."""

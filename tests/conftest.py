@@ -1,4 +1,4 @@
-"""Weights that the tests of this folder share."""
+"""Weights that several test files draw."""
 
 import numpy as np
 import pytest
