@@ -6,10 +6,10 @@ PYTHON ?= python3
 ARGS =
 PIP_INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test lint bench bench-compare clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
 
 quickstart: .venv/installed ## train a small quantized network
 	.venv/bin/python -m recipes.quickstart $(ARGS)
@@ -21,6 +21,12 @@ lint: .venv/installed ## check style, formatting and types
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+
+bench: .venv/installed ## measure speed and memory; ARGS=--quick for a first look
+	.venv/bin/python -m benchmarks $(ARGS)
+
+bench-compare: .venv/installed ## tell whether anything became slower than its last record
+	.venv/bin/python -m benchmarks.compare $(ARGS)
 
 clean: ## remove .venv, builds and caches
 	rm -rf .venv build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

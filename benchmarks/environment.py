@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 
 def environment(device: torch.device) -> Record:
     """Versions, device, threads, commit, and a digest of the sources of the package that was measured."""
-    commit = _git("rev-parse", "HEAD")
+    commit = git("rev-parse", "HEAD")
     # As in `git describe --dirty`, files that git does not track do not count: a new benchmark writes its first records
     # before it is committed. Nor do records, which are written while a benchmark runs.
-    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return {
         "torch": torch.__version__,
         "lightning": lightning.__version__,
@@ -32,13 +32,13 @@ def environment(device: torch.device) -> Record:
 
 
 def source_digest() -> str:
-    """First 16 hexadecimal digits of the SHA-256 of all Python files of ``lightning_balq``, names included.
+    """First 16 hexadecimal digits of the SHA-256 of all Python and C++ files of ``lightning_balq``, names included.
 
     A record made on a dirty tree can be matched with the commit that holds the same sources.
     """
     package = Path(lightning_balq.__file__).parent
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -50,7 +50,7 @@ def results_path(benchmark: str, device: torch.device) -> Path:
     return RESULTS / f"{benchmark}--{kind}--torch{version}.jsonl"
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
     """Output of a git command in the repository; ``None`` where there is no git or no repository."""
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)

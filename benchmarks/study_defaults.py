@@ -4,8 +4,8 @@ Question: which `scale`, `center`, `activation_range` and `granularity` should b
 without NaN and without collapse at every width on every network, and no other setting may be significantly better.
 Not measured: speed, large models, long schedules, and layers at the ends of a network, which stay float.
 
-Fixed before the first run: the settings, widths, networks, seeds and epochs below, and the definition of a collapse; the
-rule that turns results into defaults is in `benchmarks/README.md`. Runs of one network and seed start from the same
+Fixed before the first run: the settings, widths, networks, seeds and epochs below, and the definition of a collapse;
+the rule that turns results into defaults is in `benchmarks/README.md`. Runs of one network and seed start from the same
 weights and see the same batches.
 
 Run: python -m benchmarks.study_defaults            (resumes: runs already recorded are skipped)

@@ -203,6 +203,8 @@ class QuantizationCallback(Callback, ABC):
         self._stop_reusing()
         overhead = self._stop_clock(pl_module.device)
         update_ranges_(self._inputs, _sum_over_ranks(trainer))
+        if batch_idx == 0:
+            settle_ranges_(self._inputs)  # the next batch need not be looked at before it is quantized
         self._stride = max(trainer.global_step - self._batch_step, 1)  # manual optimization may step several times
         if self._is_due(self._recorded_step, trainer.global_step):
             metrics = self._record(trainer, pl_module, overhead)

@@ -8,8 +8,8 @@ how codes are used.
 from lightning_balq.functional.activation import (
     activation_codes,
     activation_fake_quantize,
+    activation_observation,
     activation_scale,
-    activation_statistics,
 )
 from lightning_balq.functional.balanced import balanced_codes, balanced_fake_quantize, balanced_thresholds
 from lightning_balq.functional.grid import dequantize, straight_through
@@ -32,8 +32,8 @@ from lightning_balq.functional.uniform import (
 __all__ = [
     "activation_codes",
     "activation_fake_quantize",
+    "activation_observation",
     "activation_scale",
-    "activation_statistics",
     "balanced_codes",
     "balanced_fake_quantize",
     "balanced_thresholds",

@@ -5,6 +5,8 @@ written as ``clamp(round(x / scale), 0, n)`` with a float32 scale, the form that
 that they reproduce the codes bit for bit. ``round`` is to even at ties, as theirs.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -106,25 +108,38 @@ def activation_fake_quantize(x: Tensor, bits: int, *, range: Tensor, signed: Ten
     return (inside - inside.detach()) + levels.to(x.dtype)
 
 
-def activation_statistics(x: Tensor) -> Tensor:
-    r"""Smallest value, largest value and mean magnitude :math:`E|x|` of activations.
+def activation_observation(x: Tensor, spread: float = math.inf) -> Tensor:
+    r"""What a batch shows: its range, 1, and whether a value is negative.
 
-    The mean is accumulated in float64 and rounded once.
+    .. math:: r = \min(\max|x|,\ \mathrm{spread} \cdot E|x|)
+
+    Sums of observations are the sum of ranges, the number of batches, and the number of those with a negative value.
 
     Args:
         x: activations, floating point, any shape, at least one value.
+        spread: most mean magnitudes that the range is, > 0.
 
     Returns:
-        float32, shape ``(3,)``, in the units of ``x``; all NaN if a value is.
+        float32, shape ``(3,)``; zeros if a value is not finite, because such a batch shows nothing.
 
     Example:
-        >>> activation_statistics(torch.tensor([-0.5, 0.25, 1.75, 0.5]))
-        tensor([-0.5000,  1.7500,  0.7500])
+        >>> activation_observation(torch.tensor([-0.5, 0.25, 1.75, 0.5]), spread=2.0)
+        tensor([1.5000, 1.0000, 1.0000])
     """
     values = x.detach()
-    smallest, largest = torch.aminmax(values)
+    smallest, largest = (value.to(torch.float32) for value in torch.aminmax(values))
     total = values.abs().sum(dtype=accumulation_dtype(values.device))
-    return torch.stack([value.to(torch.float32) for value in (smallest, largest, divide(total, values.numel()))])
+    return observation_of(smallest, largest, divide(total, values.numel()).to(torch.float32), spread)
+
+
+def observation_of(smallest: Tensor, largest: Tensor, mean: Tensor, spread: float) -> Tensor:
+    """:func:`activation_observation` of a batch whose smallest and largest value and mean magnitude are known."""
+    magnitude = torch.maximum(largest, -smallest)
+    finite = magnitude.isfinite()
+    if spread < math.inf:
+        magnitude = torch.minimum(magnitude, spread * mean)
+    seen = torch.stack([magnitude, torch.ones_like(magnitude), (smallest < 0).to(torch.float32)])
+    return torch.where(finite, seen, 0.0)
 
 
 def _lower(range: Tensor, signed: Tensor) -> Tensor:

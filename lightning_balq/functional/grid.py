@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_balq.functional._checks import check_bits
 from lightning_balq.functional._rows import per_row
-from lightning_balq.functional._tracing import is_traced
+from lightning_balq.functional._tracing import has_memory, has_tangent, is_traced
 
 
 def odd_codes(codes: Tensor, bits: int) -> Tensor:
@@ -68,10 +68,12 @@ def straight_through(value: Tensor, quantized: Tensor) -> Tensor:
         tensor([1., 1.])
     """
     result = quantized.detach().to(value.dtype)
-    if is_traced() or result.stride() != value.stride():
-        # The same in operations that every tracer knows: the difference is exactly zero. It comes first because the
+    if is_traced() or not has_memory(value) or result.stride() != value.stride():
+        # The same in operations that every transform knows: the difference is exactly zero. It comes first because the
         # sum takes the memory format of its first operand.
         return (value - value.detach()) + result
+    if not (value.requires_grad and torch.is_grad_enabled()) and not has_tangent(value):
+        return result
     passed: Tensor = _StraightThrough.apply(value, result)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return passed
 
@@ -79,20 +81,14 @@ def straight_through(value: Tensor, quantized: Tensor) -> Tensor:
 class _StraightThrough(torch.autograd.Function):
     """The second argument, with the gradient of the first; costs no pass over either."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(value: Tensor, quantized: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, quantized: Tensor) -> Tensor:
         return quantized.view_as(quantized)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        pass
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor | None, _: Tensor | None) -> Tensor | None:
-        return None if tangent is None else tangent.view_as(tangent)
+    def jvp(ctx: Any, tangent: Tensor, _: Tensor | None) -> Tensor:
+        return tangent.view_as(tangent)

@@ -66,7 +66,9 @@ inline int64_t total(Ints x) {
   return sum;
 }
 
-inline Floats where(Ints mask, Floats values) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(values) & mask); }
+inline Floats where(Ints mask, Floats values) {
+  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(values) & mask);
+}
 
 // Run work(vector, number of valid lanes) over all values; lanes beyond the end hold `fill`.
 template <class Work>
@@ -294,7 +296,13 @@ struct Cells {
     std::memcpy(&value, &bits, sizeof bits);
     return value;
   }
-  double unit(int32_t index) const { return std::ldexp(1.0, std::max((lowest + (index << shift)) >> 23, 1) - 150); }
+  double unit(int32_t index) const {
+    int64_t exponent = std::max((lowest + (index << shift)) >> 23, 1);
+    int64_t bits = (exponent - 150 + 1023) << 52;  // 2^(exponent - 150)
+    double value;
+    std::memcpy(&value, &bits, sizeof bits);
+    return value;
+  }
 };
 
 // A row sorted into cells. Values of a cell are at hand once it was collected; until then they are taken to be spread
@@ -352,19 +360,32 @@ class CellTable {
     return false;
   }
 
+  // Want the cells whose sums are not known before.
+  void want_small() {
+    want(cells_.half - 1);
+    want(cells_.half);
+  }
+
   void want_all() {
     for (int key = 0; key < cells_.count(); ++key) want(key);
   }
 
-  // Want the cell of a threshold, and its neighbour if a small error would move it there.
+  // Want the cell of a threshold that is a guess, and the cells to which it may move. A guess is off by a part of a
+  // cell that holds many values, and by a few values where cells hold few.
   void want_around(float threshold) {
+    constexpr int64_t FEW = 48;
+    constexpr int REACH = 64;
     int key = cells_.key(threshold);
-    if (want(key)) return;
-    double low = cells_.edge(cells_.index(key)), high = cells_.edge(cells_.index(key) + 1);
-    double share = (std::fabs(threshold) - low) / (high - low);
-    int outward = threshold < 0 ? -1 : 1;
-    if (share < 0.04 && key - outward >= 0 && key - outward < cells_.count()) want(key - outward);
-    if (share > 0.96 && key + outward >= 0 && key + outward < cells_.count()) want(key + outward);
+    if (want(key) && members(key) >= FEW) return;
+    double share = share_below(key, threshold);
+    for (int step : {-1, 1}) {
+      int64_t passed = members(key) >= FEW && (step < 0 ? share > 0.1 : share < 0.9) ? FEW : 0;
+      int end = step < 0 ? std::max(key - REACH, 0) - 1 : std::min(key + REACH, cells_.count() - 1) + 1;
+      for (int at = key + step; passed < FEW && at != end; at += step) {
+        want(at);
+        passed += members(at);
+      }
+    }
   }
 
   bool complete() const { return complete_; }
@@ -436,7 +457,8 @@ class CellTable {
     if (members == 0) return {0, 0};
     if (!want(key)) {
       double share = share_below(key, threshold);
-      return {share * sums_[key], share * members};
+      double width = cells_.edge(cells_.index(key) + 1) - cells_.edge(cells_.index(key));
+      return {share * (sums_[key] - members * (1 - share) * width / 2), share * members};
     }
     double sum;
     int64_t above;
@@ -676,19 +698,27 @@ void split_at_medians(CellTable& table, Partition& partition, std::vector<int64_
 // Codes of a row of more bins than are worth comparing, or of medians.
 void partition_by_cells(CellTable& table, int bits, Center center, Partition& partition, uint8_t* codes) {
   constexpr int64_t SHORT = 32768;  // values that are all collected at once, instead of guessing first
-  if (table.count() <= SHORT) {
-    table.want_all();
-    table.collect(partition, codes);
-  }
-  if (center == MEAN)
-    for (int key : {table.cells().half - 1, table.cells().half}) table.want(key);  // their sums are not known yet
-  for (;;) {
+  auto split = [&] {
     partition = Partition();
     std::vector<int64_t> ends = {0, table.count()};
-    while (partition.level < bits) center == MEAN ? split_at_means(table, partition) : split_at_medians(table, partition, ends);
+    while (partition.level < bits)
+      if (center == MEAN)
+        split_at_means(table, partition);
+      else
+        split_at_medians(table, partition, ends);
+  };
+  if (table.count() <= SHORT) {
+    table.want_all();
+  } else {
+    if (center == MEAN) table.want_small();
+    split();
     for (int t = 0; t < partition.count(); ++t) table.want_around(partition.thresholds[t]);
-    if (table.complete()) break;
+  }
+  // A guess that was wrong makes another cell wanted: never more often than there are levels, and seldom at all.
+  while (!table.complete()) {
     table.collect(partition, codes);
+    split();
+    for (int t = 0; t < partition.count(); ++t) table.want(table.cells().key(partition.thresholds[t]));
   }
   table.finish(partition, codes);
 }
@@ -902,20 +932,23 @@ Status uniform_row(const float* values, int64_t count, const Request& request, i
 template <class Row>
 int for_rows(Row row, const float* values, int64_t rows, int64_t length, const Request& request, int threads,
              uint8_t* codes, float* levels) {
-  int status = DONE;
-  bool together = length >= 8 * CHUNK || rows < threads;
-  int inner = together && length > 2 * CHUNK ? threads : 1;
-#pragma omp parallel for num_threads(threads) schedule(static) reduction(max : status) \
-    if (!together && threads > 1 && rows * length > 2 * CHUNK)
-  for (int64_t index = 0; index < rows; ++index) {
+  auto one = [&](int64_t index, int inner_threads) -> int {
     int64_t offset = index * length;
     Output output = {codes ? codes + offset : nullptr, levels ? levels + offset : nullptr, 0.0f};
     try {
-      int done = row(values + offset, length, request, inner, output);
-      status = std::max(status, done);
+      return row(values + offset, length, request, inner_threads, output);
     } catch (const std::bad_alloc&) {
-      status = std::max<int>(status, NO_MEMORY);
+      return NO_MEMORY;
     }
+  };
+  int status = DONE;
+  if (rows < threads || length >= 8 * CHUNK || rows * length <= 2 * CHUNK) {
+    // Not as a parallel region of one thread: regions within another start new threads each time.
+    for (int64_t index = 0; index < rows; ++index)
+      status = std::max(status, one(index, length > 2 * CHUNK ? threads : 1));
+  } else {
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(max : status)
+    for (int64_t index = 0; index < rows; ++index) status = std::max(status, one(index, 1));
   }
   return status;
 }
@@ -991,10 +1024,10 @@ int balq_uniform(const float* values, int64_t rows, int64_t length, int bits, in
   return for_rows(uniform_row, values, rows, length, {bits, MEAN, static_cast<Scale>(scale)}, threads, codes, levels);
 }
 
-// Levels of activations; `mask` says which lie within the interval, and `seen` gets smallest, largest and mean magnitude
-// (all NaN if a value is); either may be null. count >= 1.
+// Levels of activations; `mask` says which lie within the interval, and `seen` gets their range (at most `spread` mean
+// magnitudes), 1, and whether one is negative, or zeros if one is not finite; either may be null. count >= 1.
 int balq_activation(const float* values, int64_t count, int bits, const float* range, const uint8_t* is_signed,
-                    int threads, float* levels, uint8_t* mask, float* seen) {
+                    float spread, int threads, float* levels, uint8_t* mask, float* seen) {
   const float codes = static_cast<float>((1 << bits) - 1);
   const float width = *is_signed ? 2 * *range : *range;
   const float step = width / codes;
@@ -1017,10 +1050,12 @@ int balq_activation(const float* values, int64_t count, int bits, const float* r
         all.largest = std::max(all.largest, part.largest);
         all.magnitude += part.magnitude;
       }
-      bool unknown = std::isnan(all.magnitude);
-      seen[0] = unknown ? NAN : all.smallest;
-      seen[1] = unknown ? NAN : all.largest;
-      seen[2] = static_cast<float>(all.magnitude / static_cast<double>(count));
+      float mean = static_cast<float>(all.magnitude / static_cast<double>(count));
+      bool finite = std::isfinite(all.magnitude);
+      float largest = std::max(all.largest, -all.smallest);
+      seen[0] = finite ? (spread < INFINITE ? std::min(largest, spread * mean) : largest) : 0.0f;
+      seen[1] = finite ? 1.0f : 0.0f;
+      seen[2] = finite && all.smallest < 0 ? 1.0f : 0.0f;
     }
   } catch (const std::bad_alloc&) {
     return NO_MEMORY;

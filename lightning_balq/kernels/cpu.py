@@ -15,11 +15,11 @@ _FLOAT32 = torch.float32
 
 
 class QuantizedActivation(NamedTuple):
-    """Levels; whether each value lies within the interval; smallest and largest value and mean magnitude."""
+    """Levels; whether each value lies within the interval; what :func:`activation_observation` says."""
 
     levels: Tensor
     mask: Tensor | None
-    statistics: Tensor | None
+    observation: Tensor | None
 
 
 def balanced(
@@ -35,9 +35,9 @@ def uniform(weight: Tensor, bits: int, scale: Scale, granularity: Granularity, *
 
 
 def activation(
-    x: Tensor, bits: int, range_: Tensor, signed: Tensor, *, with_mask: bool, with_statistics: bool
+    x: Tensor, bits: int, range_: Tensor, signed: Tensor, *, with_mask: bool, spread: float | None
 ) -> QuantizedActivation | None:
-    """Levels of an activation and what else is asked for, in one pass over it."""
+    """Levels of an activation, and what else is asked for, in one pass over it; no observation without ``spread``."""
     if not is_plain(x, "cpu") or x.numel() == 0 or range_.dtype != _FLOAT32:
         return None
     code = library()
@@ -46,20 +46,21 @@ def activation(
     values = _dense(x.detach())
     levels = torch.empty_like(values)
     mask = torch.empty_like(values, dtype=torch.bool) if with_mask else None
-    statistics = torch.empty(3) if with_statistics else None
+    observation = None if spread is None else torch.empty(3)
     status = code.balq_activation(
         _pointer(values),
         ctypes.c_int64(values.numel()),
         bits,
         _pointer(range_.detach()),
         _pointer(signed),
+        ctypes.c_float(0.0 if spread is None else spread),
         torch.get_num_threads(),
         _pointer(levels),
         _pointer(mask),
-        _pointer(statistics),
+        _pointer(observation),
     )
     _check_memory(status)
-    return QuantizedActivation(levels.to(x.dtype), mask, statistics)
+    return QuantizedActivation(levels.to(x.dtype), mask, observation)
 
 
 def activation_gradient(gradient: Tensor, mask: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from lightning_balq.kernels.native import SWITCH
@@ -15,12 +16,22 @@ from lightning_balq.kernels.plain import is_plain
 
 def weight_kernels(weights: Sequence[Tensor]) -> ModuleType | None:
     """Return the module that quantizes these weights on their GPU, or ``None`` if they need the plain form."""
-    return _module("weights") if weights and all(is_plain(weight, "cuda") for weight in weights) else None
+    return _module("weights") if weights and all(map(_is_supported, weights)) else None
 
 
 def activation_kernels(x: Tensor) -> ModuleType | None:
     """Return the module that quantizes this activation on its GPU, or ``None`` if it needs the plain form."""
-    return _module("activations") if is_plain(x, "cuda") else None
+    return _module("activations") if _is_supported(x) else None
+
+
+def _is_supported(tensor: Tensor) -> bool:
+    # Older GPUs have no bfloat16, and not every triton works around that.
+    return is_plain(tensor, "cuda") and (tensor.dtype != torch.bfloat16 or _has_bfloat16(tensor.device))
+
+
+@functools.cache
+def _has_bfloat16(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @functools.cache

@@ -3,21 +3,18 @@
 import torch
 from torch import Tensor
 
-from lightning_balq.functional._tracing import is_traced
+from lightning_balq.functional._tracing import has_memory, has_tangent, is_traced
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def is_plain(tensor: Tensor, device_type: str) -> bool:
     """Whether ``tensor`` is an ordinary floating-point tensor in the memory of a device of this type."""
-    if (
-        type(tensor) not in (Tensor, torch.nn.Parameter)
-        or tensor.device.type != device_type
-        or tensor.layout != torch.strided
-        or not tensor.is_floating_point()
-        or is_traced()
-    ):
-        return False
-    try:
-        tensor.data_ptr()
-    except RuntimeError:  # there is none under a transform of torch.func
-        return False
-    return True
+    return (
+        tensor.device.type == device_type
+        and tensor.dtype in DTYPES
+        and tensor.layout == torch.strided
+        and not is_traced()
+        and has_memory(tensor)
+        and not has_tangent(tensor)
+    )

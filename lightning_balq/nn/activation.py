@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_balq.functional import activation_statistics
+from lightning_balq.functional import activation_observation
 from lightning_balq.functional._checks import check_bits, check_choice
 from lightning_balq.kernels.activations import activation_fake_quantize
 
@@ -62,6 +62,7 @@ class ActivationQuantizer:
             # Sums over the batches since the last update: range, batches, batches with a negative value.
             self.pending = torch.zeros(3)
             self.batches = torch.zeros(())
+        self._spread = 2 * math.sqrt(2**bits - 1) if range_mode == "observed" else math.inf
         self.ready = not self.observing
         """Whether range and sign are known, so that inference need not look at its input."""
 
@@ -76,29 +77,19 @@ class ActivationQuantizer:
             self._move(x.device)
         range_, signed = self.range, self.signed
         if not self.ready and self.observing and x.numel():  # the range of this batch is needed to quantize it
-            seen = self._seen(activation_statistics(x))
+            first = activation_observation(x, self._spread)
             if observe:
-                self.pending += seen
+                self.pending += first
             known = self.batches > 0
-            range_ = torch.where(known | (range_ > 0), range_, seen[0])
+            range_ = torch.where(known | (range_ > 0), range_, first[0])
             if self.sign == "auto":
-                signed = torch.where(known, signed, signed | (seen[2] > 0))
+                signed = torch.where(known, signed, signed | (first[2] > 0))
             observe = False
-        levels, statistics = activation_fake_quantize(
-            x, self.bits, range=range_, signed=signed, observe=observe and self.observing and x.numel() > 0
-        )
-        if statistics is not None:
-            self.pending += self._seen(statistics)
+        spread = self._spread if observe and self.observing and x.numel() else None
+        levels, seen = activation_fake_quantize(x, self.bits, range=range_, signed=signed, spread=spread)
+        if seen is not None:
+            self.pending += seen
         return levels
-
-    def _seen(self, statistics: Tensor) -> Tensor:
-        """Range, 1 and whether there is a negative value, as one float32 vector; zeros for a batch that overflowed."""
-        smallest, largest, mean = statistics.unbind()
-        magnitude = torch.maximum(largest, -smallest)
-        if self.range_mode == "observed":
-            magnitude = torch.minimum(magnitude, 2 * math.sqrt(2**self.bits - 1) * mean)
-        seen = torch.stack([magnitude, torch.ones_like(magnitude), (smallest < 0).float()])
-        return torch.where(magnitude.isfinite(), seen, 0.0)
 
     def _move(self, device: torch.device) -> None:
         # The first forward may be a sanity check in inference mode, whose tensors could not be updated later.

@@ -100,7 +100,8 @@ class LayerQuantizer:
 
     def _quantize_weight(self, layer: nn.Module, name: str, weight: Tensor) -> Tensor:
         quantized = self.weight.attach_gradient(weight, self._levels(layer, weight))
-        mask = getattr(*_owner_of_mask(layer, name), None)  # set by torch.nn.utils.prune
+        owner, attribute = _owner(layer, name)
+        mask = owner._buffers.get(f"{attribute}_mask")  # set by torch.nn.utils.prune
         if mask is not None:
             quantized = quantized * mask  # the grid has no zero level
         return quantized if self.schedule.phase == "quantized" else self.schedule.mix(weight, quantized)
@@ -197,11 +198,6 @@ def _arrangement(layer: nn.Module) -> Hashable:
     if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
         return ("padding", layer.padding_idx)
     return None  # so that a tied weight is quantized once
-
-
-def _owner_of_mask(layer: nn.Module, name: str) -> tuple[nn.Module, str]:
-    owner, attribute = _owner(layer, name)
-    return owner, f"{attribute}_mask"
 
 
 def get_weight(layer: nn.Module, name: str) -> Tensor:

@@ -256,3 +256,22 @@ def test_equal_values_stay_equal_and_finite(quantizer, value, bits):
     assert result.unique().numel() == 1
     if value == 0 and quantizer is not dorefa_fake_quantize:
         assert (result == 0).all()  # a scale of 0, whatever the code
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_straight_through_passes_tangents_of_forward_mode(grad):
+    value, tangent, quantized = torch.tensor([0.3, -0.8]), torch.tensor([2.0, 3.0]), torch.tensor([1.0, -1.0])
+    with torch.set_grad_enabled(grad), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(value.requires_grad_(grad), tangent)
+        result = torch.autograd.forward_ad.unpack_dual(straight_through(dual, quantized))
+        torch.testing.assert_close(result.primal, quantized, rtol=0, atol=0)
+        torch.testing.assert_close(result.tangent, tangent, rtol=0, atol=0)
+
+
+def test_straight_through_passes_transforms_of_functions():
+    values, quantized = torch.tensor([[0.3, -0.8], [0.1, 0.2]]), torch.tensor([1.0, -1.0])
+    square = lambda value: (straight_through(value, quantized) ** 2).sum()  # noqa: E731  # a function to transform
+    expected = (2 * quantized).expand(2, 2)
+    torch.testing.assert_close(torch.vmap(torch.func.grad(square))(values), expected, rtol=0, atol=0)
+    tangents = torch.func.jvp(square, (values[0],), (torch.ones(2),))[1]
+    torch.testing.assert_close(tangents, torch.tensor(0.0), rtol=0, atol=0)

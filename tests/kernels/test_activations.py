@@ -1,6 +1,7 @@
 """Compiled quantizer of activations: the plain form's results, gradients included, in one pass each way."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -19,31 +20,32 @@ def compiled():
         pytest.skip("needs a C++ compiler")
 
 
-def both_forms(x, bits, value, signed):
-    """Levels, gradient and statistics of the compiled and of the plain form."""
+def both_forms(x, bits, value, signed, spread=1.5):
+    """Levels, gradient and observation of the compiled and of the plain form."""
     options = {"range": torch.tensor(value), "signed": torch.tensor(signed)}
     upstream = randn(*x.shape, seed=1).to(x.dtype)
     results = []
     for quantize in (
-        lambda given: activation_fake_quantize(given, bits, **options, observe=True),
+        lambda given: activation_fake_quantize(given, bits, **options, spread=spread),
         lambda given: (
             functional.activation_fake_quantize(given, bits, **options),
-            functional.activation_statistics(given),
+            functional.activation_observation(given, spread),
         ),
     ):
         given = x.detach().clone().requires_grad_()
-        levels, statistics = quantize(given)
+        levels, observation = quantize(given)
         levels.backward(upstream)
-        results.append((levels.detach(), given.grad, statistics))
+        results.append((levels.detach(), given.grad, observation))
     return results
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (8,), (3, 5, 4, 4), (20_001,)], ids=str)
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_levels_gradients_and_statistics_equal_those_of_the_plain_form(shape, bits):
+def test_levels_gradients_and_observations_equal_those_of_the_plain_form(shape, bits):
     for value, signed in RANGES:
-        actual, expected = both_forms(randn(*shape) * 1.5, bits, value, signed)
-        assert_equal(actual, expected)
+        for spread in (0.5, 1.5, math.inf):
+            actual, expected = both_forms(randn(*shape) * 1.5, bits, value, signed, spread)
+            assert_equal(actual, expected)
 
 
 def test_ties_and_ends_of_the_interval_equal_the_plain_form():
@@ -82,18 +84,18 @@ def test_other_types_are_computed_in_float32_and_kept(dtype):
 )
 def test_any_layout_gives_the_values_of_a_contiguous_activation(x):
     options = {"range": torch.tensor(1.0), "signed": torch.tensor(False)}
-    levels, _ = activation_fake_quantize(x, 2, **options, observe=False)
+    levels, _ = activation_fake_quantize(x, 2, **options)
     assert_equal(levels, functional.activation_fake_quantize(x.contiguous(), 2, **options))
     for gradient in (torch.ones_like(x), torch.ones(()).expand(x.shape)):
         given = x.detach().requires_grad_()
-        levels, _ = activation_fake_quantize(given, 2, **options, observe=False)
+        levels, _ = activation_fake_quantize(given, 2, **options)
         levels.backward(gradient)
         assert_equal(given.grad.contiguous(), ((x >= 0) & (x <= 1)).float().contiguous())
 
 
 def test_channels_last_is_kept():
     x = randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_()
-    levels, _ = activation_fake_quantize(x, 2, range=torch.tensor(1.0), signed=torch.tensor(False), observe=False)
+    levels, _ = activation_fake_quantize(x, 2, range=torch.tensor(1.0), signed=torch.tensor(False))
     assert levels.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -106,21 +108,21 @@ def test_backward_keeps_one_byte_for_each_value():
 
     x = randn(1000).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        activation_fake_quantize(x, 2, range=torch.tensor(1.0), signed=torch.tensor(True), observe=True)
+        activation_fake_quantize(x, 2, range=torch.tensor(1.0), signed=torch.tensor(True), spread=2.0)
     assert sum(kept) == 1000
 
 
 def test_nothing_is_kept_and_no_mask_made_without_gradient():
     range_, signed = torch.tensor(1.0), torch.tensor(True)
-    quantized = cpu.activation(randn(9), 2, range_, signed, with_mask=False, with_statistics=False)
-    assert quantized.mask is None and quantized.statistics is None
-    levels, statistics = activation_fake_quantize(randn(9), 2, range=range_, signed=signed, observe=False)
-    assert levels.grad_fn is None and statistics is None
+    quantized = cpu.activation(randn(9), 2, range_, signed, with_mask=False, spread=None)
+    assert quantized.mask is None and quantized.observation is None
+    levels, observation = activation_fake_quantize(randn(9), 2, range=range_, signed=signed)
+    assert levels.grad_fn is None and observation is None
 
 
 def test_second_derivative_of_what_follows_passes():
     x = torch.tensor([-2.0, 0.4, 0.9], requires_grad=True)
-    levels, _ = activation_fake_quantize(x, 8, range=torch.tensor(1.0), signed=torch.tensor(False), observe=False)
+    levels, _ = activation_fake_quantize(x, 8, range=torch.tensor(1.0), signed=torch.tensor(False))
     (first,) = torch.autograd.grad((levels**3).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     assert_equal(second, 6 * levels.detach() * torch.tensor([0.0, 1.0, 1.0]))
@@ -130,8 +132,16 @@ def test_compiled_model_computes_the_same_in_one_graph():
     range_, signed = torch.tensor(1.0), torch.tensor(True)
 
     def model(x):
-        return activation_fake_quantize(x, 3, range=range_, signed=signed, observe=False)[0].sin()
+        return activation_fake_quantize(x, 3, range=range_, signed=signed)[0].sin()
 
     x = randn(50).requires_grad_()
     result = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
     assert_equal(result, model(x))
+
+
+def test_tangents_of_forward_mode_pass():
+    x, tangent = torch.tensor([-2.0, 0.4, 0.9]), torch.tensor([1.0, 2.0, 3.0])
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        levels, _ = activation_fake_quantize(dual, 2, range=torch.tensor(1.0), signed=torch.tensor(False))
+        assert_equal(torch.autograd.forward_ad.unpack_dual(levels).tangent, torch.tensor([0.0, 2.0, 3.0]))

@@ -41,6 +41,16 @@ def test_balanced_codes_equal_those_of_the_plain_form(draw, kind, length):
         assert_equal(balanced_codes(weight, bits, center=center, granularity="per_tensor"), expected)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["gaussian", "laplace", "student_t3"])
+def test_guesses_of_where_thresholds_lie_are_put_right(draw, kind, seed):
+    # Long enough that thresholds are guessed from counts first; in every draw some lie elsewhere than guessed.
+    weight = torch.from_numpy(draw(kind, (60_000,), seed))
+    for bits, center in itertools.product((2, 5, 6, 7, 8), CENTERS):
+        expected = functional.balanced_codes(weight, bits, center=center)
+        assert_equal(balanced_codes(weight, bits, center=center, granularity="per_tensor"), expected)
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("shape", [(4, 1), (6, 5, 3, 3), (3, 20_000), (300, 40)], ids=str)
@@ -60,9 +70,10 @@ def test_levels_equal_those_of_the_plain_form(draw, shape, granularity, scale):
 
 
 def assert_levels_equal(actual, expected, scale):
-    # Sums of the fit in float64 are added in another order: the scale may round to the neighbouring float32.
-    ulp = 2.0**-23 if scale == "least_squares" else 0
-    torch.testing.assert_close(actual, expected, rtol=ulp, atol=0)
+    # Sums of the fit in float64 are added in another order: the scale may round to the neighbouring float32, and then
+    # its multiples to the next but one.
+    tolerance = 2.0**-22 if scale == "least_squares" else 0
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=0)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -217,9 +228,10 @@ def test_exported_model_does_not_need_this_package():
         def __init__(self):
             super().__init__()
             self.weight = torch.nn.Parameter(randn(6, 5))
+            self.quantizer = BalancedQuantizer(3)
 
         def forward(self, x):
-            return x @ BalancedQuantizer(3)(self.weight)
+            return x @ self.quantizer(self.weight)
 
     program = torch.export.export(Model(), (randn(2, 6),))
     assert "lightning_balq" not in str(program.graph)

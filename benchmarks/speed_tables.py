@@ -1,0 +1,87 @@
+"""Tables of the benchmarks of speed, from the records of their last runs."""
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from benchmarks.bars import NOT_MEASURED, last_runs, select, where
+from benchmarks.harness import ratio
+from benchmarks.program import show
+from benchmarks.records import Record
+
+MIB = 2**20
+
+
+def weights_table(records: Sequence[Record]) -> str:
+    """Ratio to the compiled uniform quantizer, by case and bits."""
+    if not records:
+        return NOT_MEASURED
+    latest = last_runs(records)
+    columns = list(dict.fromkeys(_column(record) for record in latest))
+    lines = [
+        f"| case | {' | '.join(f'{bits} bits, {granularity}' for granularity, bits in columns)} |",
+        f"| --- |{' ---: |' * len(columns)}",
+    ]
+    for case in dict.fromkeys(record["case"] for record in latest):
+        cells = [_weights_cell(latest, case, *column) for column in columns]
+        lines += [f"| {case} | {' | '.join(cells)} |"]
+    note = f"Times the compiled uniform quantizer, whose own row is in milliseconds. {where(latest)}"
+    return "\n".join([*lines, "", note])
+
+
+def _column(record: Record) -> tuple[str, int]:
+    return record["parameters"]["granularity"], record["parameters"]["bits"]
+
+
+def _weights_cell(records: Sequence[Record], case: str, granularity: str, bits: int) -> str:
+    group = select(records, "bench_weights", granularity=granularity, bits=bits)
+    found = {record["case"]: record for record in group}.get(case)
+    if found is None:
+        return ""
+    if case == found["reference"]:
+        return f"{found['seconds'][1] * 1000:.2f} ms"
+    return show(ratio(group, case, found["reference"]))
+
+
+def steps_table(records: Sequence[Record]) -> str:
+    """Time of a training step of each network, and its ratio to float."""
+    if not records:
+        return NOT_MEASURED
+    latest = last_runs(records)
+    lines = ["| network | case | step, ms | against float | n |", "| --- | --- | ---: | ---: | ---: |"]
+    for group in _groups(latest):
+        for record in group:
+            against = show(ratio(group, record["case"], record["reference"]), 3)
+            milliseconds = f"{record['seconds'][1] * 1000:.1f}"
+            lines.append(
+                f"| {record['parameters']['network']} | {record['case']} | {milliseconds} | {against} | {record['n']} |"
+            )
+    return "\n".join([*lines, "", where(latest)])
+
+
+def activations_table(records: Sequence[Record]) -> str:
+    """Time, peak memory and what is kept for the backward, by layer, bits and case."""
+    if not records:
+        return NOT_MEASURED
+    latest = last_runs(records)
+    lines = [
+        "| input of | bits | case | ms | against the reference | peak, MiB | kept for the backward, MiB |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for group in _groups(latest):
+        for record in group:
+            cells = (
+                f"{record['parameters']['layer']}, {record['parameters']['values'] / 1e6:.1f} million",
+                record["parameters"]["bits"],
+                record["case"],
+                f"{record['seconds'][1] * 1000:.2f}",
+                show(ratio(group, record["case"], record["reference"])),
+                f"{record['peak_bytes'] / MIB:.1f}",
+                f"{record['kept_bytes'] / MIB:.1f}",
+            )
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join([*lines, "", where(latest)])
+
+
+def _groups(records: Sequence[Record]) -> list[list[Record]]:
+    """Records that were measured in the same rounds, which follow each other."""
+    return [list(group) for _, group in groupby(records, key=lambda record: record["parameters"])]
