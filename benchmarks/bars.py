@@ -13,6 +13,7 @@ from benchmarks import bench_scaling, bench_steps
 from benchmarks.harness import Quartiles, quartiles, ratio, ratios
 from benchmarks.program import show
 from benchmarks.records import Record
+from benchmarks.weights import REFERENCE
 
 Value = Callable[[Sequence[Record]], Quartiles | None]
 
@@ -28,10 +29,13 @@ FREED = 0.01
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar: what is measured, how much it may be at most, and how to read it from the records of the last runs."""
+    """A bar: what is measured, how much it may be at most, and how to read it from the records of the last runs.
+
+    Without a limit it is there to compare others with.
+    """
 
     what: str
-    limit: float
+    limit: float | None
     value: Value
     digits: int = 2
 
@@ -131,6 +135,7 @@ def scaling_bars() -> list[Bar]:
     what = "time per weight against the next smaller size, largest of 10^5 to 4x10^7 weights"
     return [
         *(Bar(f"{what}, {bits} bits", LINEAR, partial(growth, bits=bits)) for bits in bench_scaling.WEIGHTS_BITS),
+        Bar(f"{what}, {REFERENCE}, to compare with", None, partial(growth, bits=4, case=REFERENCE)),
         Bar("peak memory besides the result, in weight-sized buffers", 2, partial(extra_buffers, key="peak_bytes")),
         Bar(
             "same, as growth of the resident memory of the process, 4x10^7 weights",
@@ -150,7 +155,8 @@ def bars_table(records: Sequence[Record]) -> str:
         measured = (
             ("not measured", "", "") if value is None else (show(value, bar.digits), value.n, _verdict(bar, value))
         )
-        lines.append(f"| {bar.what} | {bar.limit:g} | {' | '.join(map(str, measured))} |")
+        limit = "" if bar.limit is None else f"{bar.limit:g}"
+        lines.append(f"| {bar.what} | {limit} | {' | '.join(map(str, measured))} |")
     return "\n".join([*lines, "", where(latest)])
 
 
@@ -178,6 +184,8 @@ def _described(record: Record) -> str:
 
 
 def _verdict(bar: Bar, value: Quartiles) -> str:
+    if bar.limit is None:
+        return ""
     return "met" if value.median <= bar.limit else "**missed**"
 
 

@@ -67,7 +67,9 @@ def straight_through(value: Tensor, quantized: Tensor) -> Tensor:
         >>> weight.grad
         tensor([1., 1.])
     """
-    result = quantized.detach().to(value.dtype)
+    result = quantized
+    if result.requires_grad or result.dtype != value.dtype:
+        result = result.detach().to(value.dtype)
     if is_traced() or not has_memory(value) or result.stride() != value.stride():
         # The same in operations that every transform knows: the difference is exactly zero. It comes first because the
         # sum takes the memory format of its first operand.

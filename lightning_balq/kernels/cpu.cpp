@@ -316,7 +316,7 @@ class CellTable {
         slices_(std::max(int64_t{threads}, (count >> 24) + 1)),  // whose sums of rests fit into an entry
         threads_(threads),
         few_(few),
-        cells_(largest, count, few ? 8 : 10),
+        cells_(largest, count, few ? 7 : 10),
         entries_(slices_ * cells_.count(), 0) {
     int size = cells_.count();
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
@@ -889,7 +889,7 @@ Status balanced_row(const float* values, int64_t count, const Request& request, 
   if (request.scale == SCALE_MEAN) output.scale = mean_scale(summary, count, bits);
   Partition partition;
   bool by_passes = request.center == MEAN && bits <= PASS_BITS && is_ordinary(summary.largest);
-  bool few = bits <= 2;
+  bool few = bits <= 3;
   if (by_passes) {
     partition_by_passes(values, count, bits, summary, threads, partition);
   } else if (few) {
