@@ -284,14 +284,14 @@ struct Cells {
   int key(float value) const {
     Ints key, rest;
     place(all(value), key, rest);
-    return key[0];
+    return std::min(std::max(key[0], 0), count() - 1);  // a guess may lie beyond all values
   }
 
   int32_t index(int key) const { return key >= half ? key - half : half - 1 - key; }  // by magnitude
   double sign(int key) const { return key >= half ? 1.0 : -1.0; }
   double edge(int32_t index) const {  // least magnitude
     if (index == 0) return 0.0;
-    int32_t bits = lowest + (index << shift);
+    int32_t bits = std::min(lowest + (index << shift), 0x7f7fffff);  // at most the largest finite number
     float value;
     std::memcpy(&value, &bits, sizeof bits);
     return value;

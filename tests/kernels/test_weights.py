@@ -135,10 +135,11 @@ def test_values_that_are_not_finite_give_what_the_plain_form_gives(value, bits):
         assert_equal(balanced_levels(weight, bits, **options), expected)
 
 
-@pytest.mark.parametrize("largest", [3e38, 1e-38, 1e-44], ids=str)
+@pytest.mark.parametrize("largest", [3.4e38, 1e-38, 1e-44], ids=str)
+@pytest.mark.parametrize("length", [1_001, 40_001])
 @pytest.mark.parametrize("bits", BITS)
-def test_weights_at_the_ends_of_float32_equal_the_plain_form(largest, bits):
-    weight = (torch.linspace(-1, 1, 1001, dtype=torch.float64) ** 3 * largest).float()
+def test_weights_at_the_ends_of_float32_equal_the_plain_form(largest, length, bits):
+    weight = (torch.linspace(-1, 1, length, dtype=torch.float64) ** 3 * largest).float()
     for center in CENTERS:
         options = {"center": center, "scale": "max", "granularity": "per_tensor"}
         expected = functional.balanced_fake_quantize(weight, bits, **options)
