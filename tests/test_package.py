@@ -43,10 +43,21 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - before}, torch.cud
     ("layer", "allowed"),
     [
         ("functional", {"torch", "lightning_balq.functional"}),
-        ("nn", {"lightning_balq.functional", "lightning_balq.nn", "rich", "torch", "torchmetrics"}),
-        (".", {"lightning", "lightning_balq", "rich", "torch", "torchmetrics"}),
+        ("kernels", {"lightning_balq.functional", "lightning_balq.kernels", "torch", "triton"}),
+        (
+            "nn",
+            {
+                "lightning_balq.functional",
+                "lightning_balq.kernels",
+                "lightning_balq.nn",
+                "rich",
+                "torch",
+                "torchmetrics",
+            },
+        ),
+        (".", {"lightning", "lightning_balq", "rich", "torch", "torchmetrics", "triton"}),
     ],
-    ids=["functional", "nn", "package"],
+    ids=["functional", "kernels", "nn", "package"],
 )
 def test_layer_imports_only_dependencies_and_what_lies_below_it(layer, allowed):
     sources = sorted((PACKAGE / layer).rglob("*.py"))

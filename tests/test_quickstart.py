@@ -39,7 +39,8 @@ def command(*arguments: str) -> list[str]:
 def environment(home: Path) -> dict[str, str]:
     places = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), str(home))
     kept = {key: value for key, value in os.environ.items() if key != "MPLCONFIGDIR"}
-    return kept | places | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    cache = {"LIGHTNING_BALQ_CACHE": str(home.parent / "compiled")}
+    return kept | places | cache | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @pytest.fixture(scope="module")
