@@ -60,12 +60,14 @@ class QuantizationCallback(Callback, ABC):
     Every ``record_every_n_steps`` optimizer steps, and at the end, it records to all loggers and ``callback_metrics``,
     for each layer (``balq/<layer>/..``) and overall (``balq/..``): ``effective_bitwidth``, ``bin_utilization``,
     ``imbalance`` and ``code_flip_rate`` of the weight codes; and ``balq/overhead``, the share of the training step
-    spent in the forward of the quantizers (not measured inside compiled code).
+    spent in the forward of the quantizers (not measured inside compiled code, nor within the steps of a recurrent
+    layer, whose hidden states are quantized as part of them).
     """
 
     weight_bits: int = 4
     activation_bits: int | None = None
     _: KW_ONLY
+    recurrent: WeightQuantizer | None = None
     activation_range: ActivationRange = "observed"
     activation_sign: ActivationSign = "auto"
     include: Sequence[str] = ("*",)
@@ -108,6 +110,7 @@ class QuantizationCallback(Callback, ABC):
     def _config(self) -> QuantizationConfig:
         return QuantizationConfig(
             weight=self._quantizer(),
+            recurrent=self.recurrent,
             activation_bits=self.activation_bits,
             activation_range=self.activation_range,
             activation_sign=self.activation_sign,
@@ -161,7 +164,7 @@ class QuantizationCallback(Callback, ABC):
             )
         if self.verbose and trainer.is_global_zero:
             Console().print(plan_table(self._plan))
-        bits = min(layer.weight_bits or self.weight_bits for layer in self._plan.quantized)
+        bits = min(quantizer.bits for layer in self._plan.quantized for quantizer in layer.quantizers.values())
         gradual = self.start_step or self.blend_steps
         if self._trained_as_float and bits <= FEW_BITS and not gradual and trainer.is_global_zero:
             warnings.warn(
@@ -449,11 +452,14 @@ class BalancedQuantization(QuantizationCallback):
 
     Args:
         weight_bits: width of weight codes, 1 to 8.
-        activation_bits: width of the codes of layer inputs, 1 to 8; ``None`` leaves activations float.
+        activation_bits: width of the codes of layer inputs and of the hidden states of recurrent layers, 1 to 8;
+            ``None`` leaves activations float.
         center: where a bin is split: its ``"mean"`` (cheaper) or its ``"median"`` (exact quantiles).
         scale: outermost level at ``"max"`` magnitude (the paper), at 1.25 times the ``"mean"`` magnitude, or where the
             levels fit the weight best (``"least_squares"``).
         granularity: one partition and scale per weight (``"per_tensor"``) or per output channel (``"per_channel"``).
+        recurrent: quantizer of the hidden-to-hidden weights of recurrent layers, with its own width, such as
+            ``UniformQuantizer(bits=4)``; ``None`` for that of all weights.
         activation_range: ``"unit"`` clips activations to [0, 1] (the paper); ``"observed"`` to a running range.
         activation_sign: whether activations can be negative: ``"auto"`` finds out from training batches.
         include: patterns of layers to quantize; see :class:`lightning_balq.QuantizationConfig`.
@@ -576,6 +582,8 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, WeightQuantizer):
+        return str(value)
     if isinstance(value, Mapping):
         return dict(value)
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

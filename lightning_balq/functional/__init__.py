@@ -13,6 +13,7 @@ from lightning_balq.functional.activation import (
 )
 from lightning_balq.functional.balanced import balanced_codes, balanced_fake_quantize, balanced_thresholds
 from lightning_balq.functional.grid import dequantize, straight_through
+from lightning_balq.functional.recurrent import recurrent_fake_quantize
 from lightning_balq.functional.scale import least_squares_scale, max_scale, mean_scale
 from lightning_balq.functional.statistics import (
     bin_utilization,
@@ -48,6 +49,7 @@ __all__ = [
     "max_scale",
     "mean_scale",
     "quantization_error",
+    "recurrent_fake_quantize",
     "straight_through",
     "uniform_codes",
     "uniform_fake_quantize",

@@ -80,16 +80,39 @@ class ActivationQuantizer:
             first = activation_observation(x, self._spread)
             if observe:
                 self.pending += first
-            known = self.batches > 0
-            range_ = torch.where(known | (range_ > 0), range_, first[0])
-            if self.sign == "auto":
-                signed = torch.where(known, signed, signed | (first[2] > 0))
+            range_, signed = self._known_or(first)
             observe = False
         spread = self._spread if observe and self.observing and x.numel() else None
         levels, seen = activation_fake_quantize(x, self.bits, range=range_, signed=signed, spread=spread)
         if seen is not None:
             self.pending += seen
         return levels
+
+    def interval(self, sample: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Range and sign to quantize with on ``device``, for values that are not all there yet.
+
+        While nothing was observed, the interval is that of ``sample()``.
+        """
+        if self.range.device != device:
+            self._move(device)
+        if not self.ready and not torch.compiler.is_compiling():
+            settle_ranges_([self])
+        if self.ready:
+            return self.range, self.signed
+        return self._known_or(activation_observation(sample(), self._spread))
+
+    def observe(self, x: Tensor) -> None:
+        """Note the range of values that were quantized elsewhere."""
+        if self.observing and x.numel():
+            self.pending += activation_observation(x, self._spread)
+
+    def _known_or(self, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Range and sign observed so far; those of a first batch if there are none."""
+        known = self.batches > 0
+        range_ = torch.where(known | (self.range > 0), self.range, first[0])
+        if self.sign != "auto":
+            return range_, self.signed
+        return range_, torch.where(known, self.signed, self.signed | (first[2] > 0))
 
     def _move(self, device: torch.device) -> None:
         # The first forward may be a sanity check in inference mode, whose tensors could not be updated later.

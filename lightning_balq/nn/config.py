@@ -14,10 +14,13 @@ class QuantizationConfig:
 
     A pattern is a glob (``*``, ``?``, ``[..]``) on names of ``named_modules()``, or ``type:`` and a glob on class
     names; a pattern that matches a container selects all layers inside. Embeddings are quantized only where their
-    name or type is written out.
+    name or type is written out. Recurrent layers have parts, each with a name that patterns match too:
+    ``<layer>.kernel`` and ``<layer>.recurrent``, the weights that multiply the input and the hidden state, and
+    ``<layer>.input`` and ``<layer>.state``, what they multiply.
 
     Attributes:
         weight: quantizer of the weights, with their width.
+        recurrent: quantizer of the recurrent weights, with their width; ``None`` for that of all weights.
         activation_bits: width of the codes of layer inputs, 1 to 8; ``None`` leaves activations float.
         activation_range: ``"unit"`` clips activations to [0, 1] (or [-1, 1]); ``"observed"`` to a running range.
         activation_sign: whether activations can be negative: ``"auto"`` finds out from training batches.
@@ -38,6 +41,7 @@ class QuantizationConfig:
     """
 
     weight: WeightQuantizer = field(default_factory=lambda: BalancedQuantizer(bits=4))
+    recurrent: WeightQuantizer | None = None
     activation_bits: int | None = None
     activation_range: ActivationRange = "observed"
     activation_sign: ActivationSign = "auto"
@@ -51,6 +55,11 @@ class QuantizationConfig:
         """Check every field, and make copies that nobody else can change."""
         if not isinstance(self.weight, WeightQuantizer):
             raise TypeError(f"`weight` must be a WeightQuantizer, got {self.weight!r} of {type(self.weight).__name__}")
+        if self.recurrent is not None and not isinstance(self.recurrent, WeightQuantizer):
+            raise TypeError(
+                "`recurrent` must be a WeightQuantizer such as UniformQuantizer(bits=4), or None, got "
+                f"{self.recurrent!r} of {type(self.recurrent).__name__}"
+            )
         if self.activation_bits is not None:
             check_bits(self.activation_bits, "activation_bits")
         check_choice(self.activation_range, "activation_range", ACTIVATION_RANGES)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_balq.functional import bin_utilization, code_histogram, effective_bitwidth, imbalance
-from lightning_balq.nn.layers import codes_by_channel, peek_weight, quantized_layers
+from lightning_balq.nn.layers import LayerQuantizer, quantized_layers
 from lightning_balq.nn.quantize import check_finite
+from lightning_balq.nn.quantizer import WeightQuantizer
+from lightning_balq.nn.weights import codes_by_channel, peek_weight, weight_part
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,23 @@ class CodeMonitor:
     def record(self, model: nn.Module) -> tuple[dict[str, CodeStatistics], CodeStatistics]:
         """Compute the statistics of each layer and of all; waits for the device once.
 
+        The kernel and the recurrent weights of a recurrent layer are two entries, ``<layer>.kernel`` and
+        ``<layer>.recurrent``.
+
         Raises:
             ValueError: if a weight holds NaN or infinity, which the message names, or no layer is quantized.
         """
         names: list[str] = []
         rows: list[Tensor] = []
         for name, layer, quantizer in quantized_layers(model):
-            weights = [peek_weight(layer, weight) for weight in quantizer.weight_names]
-            codes = [codes_by_channel(layer, quantizer.weight, weight).flatten() for weight in weights]
-            names.append(name)
-            rows.append(self._row(name, weights, codes, quantizer.weight.bits))
+            for part, quantizers in _parts(layer, quantizer).items():
+                weights = [peek_weight(layer, weight) for weight in quantizers]
+                codes = [
+                    codes_by_channel(layer, each, weight).flatten()
+                    for each, weight in zip(quantizers.values(), weights, strict=True)
+                ]
+                names.append(f"{name}.{part}" if name and part else name or part)
+                rows.append(self._row(names[-1], weights, codes, next(iter(quantizers.values())).bits))
         if not rows:
             raise ValueError("the model has no quantized layer: call `quantize_(model)` before recording")
         table = torch.stack([row.to(rows[0].device) for row in rows]).tolist()
@@ -85,6 +94,14 @@ class CodeMonitor:
             finite,
         )
         return torch.stack([torch.as_tensor(joined.numel(), device=joined.device), *values]).float()
+
+
+def _parts(layer: nn.Module, quantizer: LayerQuantizer) -> dict[str, dict[str, WeightQuantizer]]:
+    """Quantizers of the weights that are recorded together: all of a layer, or those of a part of a recurrent one."""
+    parts: dict[str, dict[str, WeightQuantizer]] = {}
+    for name, each in quantizer.weights.items():
+        parts.setdefault(weight_part(layer, name), {})[name] = each
+    return parts
 
 
 def _overall(weights: list[float], layers: list[CodeStatistics]) -> CodeStatistics:

@@ -2,19 +2,21 @@
 
 import difflib
 import fnmatch
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torchmetrics import Metric
 
 from lightning_balq.nn.config import QuantizationConfig
-from lightning_balq.nn.layers import QUANTIZABLE, clean_name, input_names, peek_weight, weight_names
+from lightning_balq.nn.forward import input_names
+from lightning_balq.nn.layers import clean_name
+from lightning_balq.nn.quantizer import WeightQuantizer
+from lightning_balq.nn.recurrent import state_names
 from lightning_balq.nn.report import plan_text
-
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+from lightning_balq.nn.weights import QUANTIZABLE, RECURRENT, is_recurrent, peek_weight, weight_names, weight_part
 
 
 @dataclass(frozen=True)
@@ -24,24 +26,38 @@ class LayerPlan:
     Attributes:
         name: name in ``named_modules()``.
         type: class name.
-        weight_bits: width of its weight codes; ``None`` if it stays float.
+        quantizers: weight quantizers by the dotted names of its weights; empty if it stays float.
         activation_bits: width of its input codes; ``None`` if they stay float.
         shapes: shape of each of its weights, in the order of ``weight_names``; empty for a lazy module.
         weights: number of weights; 0 if they are another layer's (tied).
         float_bytes: bytes of its weights as they are.
         quantized_bytes: bytes of its weights as codes and float32 scales; equal to ``float_bytes`` if it stays float.
         reason: why it stays float; empty if it is quantized.
+        state_bits: width of the codes of its hidden states; ``None`` if they stay float or it has none.
+        is_recurrent: whether it is of a recurrent type.
     """
 
     name: str
     type: str
-    weight_bits: int | None
+    quantizers: Mapping[str, WeightQuantizer]
     activation_bits: int | None
     shapes: tuple[tuple[int, ...], ...]
     weights: int
     float_bytes: int
     quantized_bytes: int
     reason: str
+    state_bits: int | None = None
+    is_recurrent: bool = False
+
+    @property
+    def weight_bits(self) -> int | None:
+        """Width of its weight codes, of a recurrent layer of its kernel's; ``None`` if they stay float."""
+        return next((q.bits for name, q in self.quantizers.items() if not is_recurrent(name)), None)
+
+    @property
+    def recurrent_bits(self) -> int | None:
+        """Width of the codes of recurrent weights; ``None`` if they stay float or it has none."""
+        return next((q.bits for name, q in self.quantizers.items() if is_recurrent(name)), None)
 
     @property
     def quantized(self) -> bool:
@@ -111,11 +127,26 @@ class _Candidate:
     module: nn.Module
     path: tuple[tuple[str, nn.Module], ...]  # ancestors from the root down to the layer itself, by name
 
-    def matches(self, pattern: str) -> bool:
+    @property
+    def weight_parts(self) -> tuple[str, ...]:
+        """Parts of its weights; one without a name if it is not recurrent."""
+        return ("kernel", "recurrent") if isinstance(self.module, RECURRENT) else ("",)
+
+    @property
+    def activation_parts(self) -> tuple[str, ...]:
+        """Parts of its activations, likewise."""
+        return ("input", "state") if isinstance(self.module, RECURRENT) else ("",)
+
+    def matches(self, pattern: str, part: str = "") -> bool:
         if pattern.startswith("type:"):
             glob = pattern.removeprefix("type:")
             return any(fnmatch.fnmatchcase(name, glob) for _, module in self.path for name in _type_names(module))
+        if part and fnmatch.fnmatchcase(f"{self.name}.{part}" if self.name else part, pattern):
+            return True
         return any(fnmatch.fnmatchcase(name, pattern) for name, _ in self.path)
+
+    def matches_a_part(self, pattern: str) -> bool:
+        return any(self.matches(pattern, part) for part in (*self.weight_parts, *self.activation_parts))
 
     def named_by(self, pattern: str) -> bool:
         """Whether the pattern can only mean this layer, or all layers of its very type."""
@@ -139,29 +170,35 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
             continue  # it measures and does not learn
         if inside and isinstance(inside[-1], nn.MultiheadAttention) and module is inside[-1].out_proj:
             continue  # never called: the attention runs on its weight
-        if weight_names(module) or isinstance(module, _RECURRENT):
+        if weight_names(module):
             yield _Candidate(name, module, path)
 
 
 def _is_chosen(layer: _Candidate, config: QuantizationConfig) -> bool:
-    return any(map(layer.matches, config.include)) and not any(map(layer.matches, config.exclude))
+    return not all(_reason_by_pattern(layer, part, config) for part in layer.weight_parts)
+
+
+def _reason_by_pattern(layer: _Candidate, part: str, config: QuantizationConfig) -> str:
+    """Why a part of a layer is not chosen; empty if it is."""
+    for pattern in config.exclude:
+        if layer.matches(pattern, part):
+            return f"excluded by {pattern!r}"
+    return "" if any(layer.matches(pattern, part) for pattern in config.include) else "not included"
 
 
 def _ends(chosen: list[_Candidate]) -> dict[str, str]:
-    """First and last layer by name; an embedding counts, whether it is asked for or not."""
-    names = [layer.name for layer in chosen if not isinstance(layer.module, _RECURRENT)]
+    """First and last layer by name; an embedding counts, whether it is asked for or not; a recurrent layer does not.
+
+    The ends of a network are left float because they are small and next to the data. A recurrent layer is neither.
+    """
+    names = [layer.name for layer in chosen if not isinstance(layer.module, RECURRENT)]
     return {names[-1]: "last layer", names[0]: "first layer"} if names else {}
 
 
 def _reason(layer: _Candidate, config: QuantizationConfig, ends: dict[str, str]) -> str:
     """Why the layer stays float; empty if it is quantized."""
-    for pattern in config.exclude:
-        if layer.matches(pattern):
-            return f"excluded by {pattern!r}"
-    if not any(map(layer.matches, config.include)):
-        return "not included"
-    if isinstance(layer.module, _RECURRENT):
-        return "recurrent layers are not supported yet"
+    if not _is_chosen(layer, config):
+        return _reason_by_pattern(layer, layer.weight_parts[0], config)
     if "forward" in layer.module.__dict__:
         return "its forward is replaced on the instance"
     if isinstance(layer.module, nn.Embedding):
@@ -183,7 +220,7 @@ def _check_patterns(candidates: list[_Candidate], config: QuantizationConfig) ->
     }
     for argument, patterns in groups.items():
         for pattern in patterns:
-            if not any(layer.matches(pattern) for layer in candidates):
+            if not any(layer.matches_a_part(pattern) for layer in candidates):
                 raise ValueError(
                     f"`{argument}` holds the pattern {pattern!r}, which matches none of the {len(candidates)} layers "
                     f"that can be quantized{_near(pattern, candidates)}; a pattern is a glob on `named_modules()` "
@@ -202,7 +239,7 @@ def _near(pattern: str, candidates: list[_Candidate]) -> str:
 
 def _nothing_left(candidates: list[_Candidate], reasons: dict[str, str]) -> str:
     if not candidates:
-        types = ", ".join(cls.__name__ for cls in QUANTIZABLE)
+        types = ", ".join(cls.__name__ for cls in (*QUANTIZABLE, nn.RNN, nn.LSTM, nn.GRU))
         return f"the model has no layer that can be quantized: expected at least one of {types}, or a subclass"
     shown = ", ".join(f"{layer.name!r} ({reasons[layer.name]})" for layer in candidates[:6])
     more = f" and {len(candidates) - 6} more" if len(candidates) > 6 else ""
@@ -214,7 +251,7 @@ def _nothing_left(candidates: list[_Candidate], reasons: dict[str, str]) -> str:
 
 def _check_contradictions(candidates: list[_Candidate], reasons: dict[str, str], config: QuantizationConfig) -> None:
     for pattern in config.include:
-        matched = [layer for layer in candidates if layer.matches(pattern)]
+        matched = [layer for layer in candidates if layer.matches_a_part(pattern)]
         if pattern != "*" and not any(_is_chosen(layer, config) for layer in matched):
             raise ValueError(
                 f"`include` asks for {pattern!r}, but `exclude` takes all it matches: {matched[0].name!r} is "
@@ -223,45 +260,61 @@ def _check_contradictions(candidates: list[_Candidate], reasons: dict[str, str],
     for argument in ("weight_bits_by_layer", "activation_bits_by_layer"):
         table: dict[str, int] = getattr(config, argument)
         for layer in candidates:
-            widths = {pattern: bits for pattern, bits in table.items() if layer.matches(pattern)}
-            if len(set(widths.values())) > 1:
-                raise ValueError(
-                    f"`{argument}` gives layer {layer.name!r} several widths: {widths}; leave one pattern that "
-                    "matches it"
-                )
+            for part in layer.weight_parts if argument == "weight_bits_by_layer" else layer.activation_parts:
+                widths = {pattern: bits for pattern, bits in table.items() if layer.matches(pattern, part)}
+                if len(set(widths.values())) > 1:
+                    raise ValueError(
+                        f"`{argument}` gives layer {'.'.join(filter(None, (layer.name, part)))!r} several widths: "
+                        f"{widths}; leave one pattern that matches it"
+                    )
         for pattern in table:
-            matched = [layer for layer in candidates if layer.matches(pattern)]
+            matched = [layer for layer in candidates if layer.matches_a_part(pattern)]
             if all(reasons[layer.name] for layer in matched):
                 raise ValueError(
                     f"`{argument}` sets the bits of {pattern!r}, but all it matches stays float: {matched[0].name!r} "
                     f"({reasons[matched[0].name]})"
                 )
+    for pattern in config.activation_bits_by_layer:
+        matched = [layer for layer in candidates if layer.matches_a_part(pattern)]
+        if not any(input_names(layer.module) for layer in matched):
+            raise ValueError(
+                f"`activation_bits_by_layer` sets the bits of {pattern!r}, but the input of all it matches is integer: "
+                f"{matched[0].name!r} is an embedding; remove the pattern"
+            )
 
 
 def _layer_plan(layer: _Candidate, reason: str, config: QuantizationConfig, shared: set[int]) -> LayerPlan:
     module, names = layer.module, weight_names(layer.module)
-    weight_bits, activation_bits = (None, None) if reason else _widths(layer, config)
+    quantizers = {} if reason else _quantizers(layer, config)
     known = not any(is_lazy(parameter) for parameter in module.parameters())
-    tensors = [peek_weight(module, name) for name in names] if known else []
-    sources = [_sources(module, name) for name in names] if known else []
-    own = [tensor for tensor, ids in zip(tensors, sources, strict=True) if not ids & shared]
-    shared.update(*sources)
-    float_bytes = quantized_bytes = sum(tensor.nbytes for tensor in own)
-    if weight_bits is not None:
-        channels = getattr(module, "out_channels", None)
-        scales = sum(config.weight.scales(channels or tensor.shape[0]) for tensor in own)
-        quantized_bytes = sum((tensor.numel() * weight_bits + 7) // 8 for tensor in own) + 4 * scales
+    tensors = {name: peek_weight(module, name) for name in names} if known else {}
+    own = {}
+    for name, tensor in tensors.items():
+        sources = _sources(module, name)
+        if not sources & shared:
+            own[name] = tensor
+        shared.update(sources)
     return LayerPlan(
         name=layer.name,
         type=type(module).__name__,
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        shapes=tuple(tuple(tensor.shape) for tensor in tensors),
-        weights=sum(tensor.numel() for tensor in own),
-        float_bytes=float_bytes,
-        quantized_bytes=quantized_bytes,
+        quantizers=quantizers,
+        activation_bits=None if reason or not input_names(module) else _activation_width(layer, "input", config),
+        shapes=tuple(tuple(tensor.shape) for tensor in tensors.values()),
+        weights=sum(tensor.numel() for tensor in own.values()),
+        float_bytes=sum(tensor.nbytes for tensor in own.values()),
+        quantized_bytes=sum(_quantized_bytes(module, tensor, quantizers.get(name)) for name, tensor in own.items()),
         reason=reason,
+        state_bits=None if reason or not state_names(module) else _activation_width(layer, "state", config),
+        is_recurrent=isinstance(module, RECURRENT),
     )
+
+
+def _quantized_bytes(module: nn.Module, weight: Tensor, quantizer: WeightQuantizer | None) -> int:
+    """Bytes of a weight as packed codes and scales; as it is without a quantizer."""
+    if quantizer is None:
+        return weight.nbytes
+    channels: int = getattr(module, "out_channels", weight.shape[0] if weight.dim() else 1)
+    return (weight.numel() * quantizer.bits + 7) // 8 + 4 * quantizer.scales(channels)
 
 
 def _sources(module: nn.Module, name: str) -> set[int]:
@@ -275,13 +328,28 @@ def _sources(module: nn.Module, name: str) -> set[int]:
     return {id(p) for key, p in owner.named_parameters(recurse=False) if key in keys}
 
 
-def _widths(layer: _Candidate, config: QuantizationConfig) -> tuple[int, int | None]:
-    """Weight and activation bits of a layer that is quantized."""
-    weight_bits, activation_bits = config.weight.bits, config.activation_bits
-    for pattern, bits in config.weight_bits_by_layer.items():
-        if layer.matches(pattern):
-            weight_bits = bits
-    for pattern, bits in config.activation_bits_by_layer.items():
-        if layer.matches(pattern):
-            activation_bits = bits
-    return weight_bits, activation_bits if input_names(layer.module) else None
+def _quantizers(layer: _Candidate, config: QuantizationConfig) -> dict[str, WeightQuantizer]:
+    """Quantizer of each weight of a layer that is quantized, by dotted name."""
+    quantizers = {}
+    for name in weight_names(layer.module):
+        part = weight_part(layer.module, name)
+        chosen = config.recurrent if part == "recurrent" and config.recurrent is not None else config.weight
+        if not _reason_by_pattern(layer, part, config):
+            bits = _width(layer, part, config.weight_bits_by_layer)
+            quantizers[name] = chosen if bits is None else replace(chosen, bits=bits)
+    return quantizers
+
+
+def _activation_width(layer: _Candidate, part: str, config: QuantizationConfig) -> int | None:
+    """Width of the codes of the input or the hidden state of a layer that is quantized."""
+    if part not in layer.activation_parts:
+        part = ""
+    if _reason_by_pattern(layer, part, config):
+        return None
+    bits = _width(layer, part, config.activation_bits_by_layer)
+    return config.activation_bits if bits is None else bits
+
+
+def _width(layer: _Candidate, part: str, table: Mapping[str, int]) -> int | None:
+    """What a pattern sets for a part of a layer, if one does."""
+    return next((bits for pattern, bits in table.items() if layer.matches(pattern, part)), None)

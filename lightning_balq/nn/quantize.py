@@ -1,7 +1,5 @@
 """Quantize the layers of a model in place, and undo it exactly."""
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -10,21 +8,13 @@ from lightning_balq.nn.activation import ActivationQuantizer
 from lightning_balq.nn.cache import LevelCache
 from lightning_balq.nn.checkpoint import attach_checkpoint_hooks, detach_checkpoint_hooks
 from lightning_balq.nn.config import QuantizationConfig
-from lightning_balq.nn.layers import (
-    STATE,
-    LayerQuantizer,
-    SlowPathEncoder,
-    SlowPathEncoderLayer,
-    clean_name,
-    input_names,
-    layer_mixin,
-    peek_weight,
-    quantized_layers,
-    weight_names,
-)
+from lightning_balq.nn.forward import SlowPathEncoder, SlowPathEncoderLayer, input_names, layer_mixin
+from lightning_balq.nn.layers import STATE, LayerQuantizer, clean_name, quantized_layers
 from lightning_balq.nn.plan import LayerPlan, Plan, plan
+from lightning_balq.nn.recurrent import state_names, state_sign
 from lightning_balq.nn.schedule import Schedule
 from lightning_balq.nn.swap import Swapped, restore_class, swap_class
+from lightning_balq.nn.weights import peek_weight
 
 
 def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Plan:
@@ -107,13 +97,14 @@ def unquantize_(model: nn.Module) -> None:
 def _layer_quantizer(
     layer: nn.Module, decided: LayerPlan, config: QuantizationConfig, schedule: Schedule, cache: LevelCache
 ) -> LayerQuantizer:
-    assert decided.weight_bits is not None  # it is in `plan.quantized`
     inputs = {}
     if decided.activation_bits is not None:
         for name in input_names(layer):
             inputs[name] = ActivationQuantizer(decided.activation_bits, config.activation_range, config.activation_sign)
-    weight = replace(config.weight, bits=decided.weight_bits)
-    return LayerQuantizer(weight, weight_names(layer), inputs, schedule, cache)
+    if decided.state_bits is not None:
+        for name in state_names(layer):
+            inputs[name] = ActivationQuantizer(decided.state_bits, config.activation_range, state_sign(layer))
+    return LayerQuantizer(dict(decided.quantizers), inputs, schedule, cache)
 
 
 def _check_unquantized(modules: dict[str, nn.Module], wanted: dict[str, LayerQuantizer]) -> None:
@@ -135,7 +126,7 @@ def check_finite(model: nn.Module) -> None:
 def _check_finite(name: str, layer: nn.Module, state: LayerQuantizer) -> None:
     if any(is_lazy(parameter) for parameter in layer.parameters()):
         return
-    for weight_name in state.weight_names:
+    for weight_name in state.weights:
         weight = peek_weight(layer, weight_name)
         if weight.device.type != "meta" and not bool(torch.isfinite(weight).all()):
             raise ValueError(

@@ -55,11 +55,26 @@ def _table(title: str, columns: Sequence[str], numeric: Iterable[int]) -> Table:
     return table
 
 
+def _widths(layer: LayerPlan) -> str:
+    """Bits of weights and activations, as ``2/3``; ``2+4/3+2`` if those of kernel and input and of the state differ."""
+    if not layer.quantized:
+        return "float"
+    weights, activations = [layer.weight_bits], [layer.activation_bits]
+    if layer.is_recurrent:
+        weights.append(layer.recurrent_bits)
+        activations.append(layer.state_bits)
+    return "/".join(map(_joined, (weights, activations)))
+
+
+def _joined(widths: Sequence[int | None]) -> str:
+    return "+".join("float" if bits is None else str(bits) for bits in dict.fromkeys(widths))
+
+
 def _cells(layer: LayerPlan) -> list[str]:
     shape = ", ".join("x".join(map(str, shape)) or "scalar" for shape in layer.shapes)
     return [
         layer.name or "(the model)",
-        f"{layer.weight_bits}/{layer.activation_bits or 'float'}" if layer.quantized else "float",
+        _widths(layer),
         shape or "not known yet",
         f"{layer.weights:,}",
         f"{layer.float_bytes:,}",

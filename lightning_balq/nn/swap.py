@@ -21,6 +21,11 @@ class Swapped:
         return (_rebuild, (base, mixin, *arguments[1:]), *state)
 
 
+def module_of(mixin: Any) -> Any:
+    """The mixin seen as the module it is mixed into, for the type checker."""
+    return mixin
+
+
 def swap_class(module: nn.Module, mixin: type[Swapped]) -> None:
     """Put ``mixin`` in front of the class of ``module``; a module that is swapped already is left alone."""
     cls = type(module)

@@ -140,7 +140,7 @@ def model_bytes(training: Training) -> tuple[int, int]:
 def drawn_weights(model: nn.Module) -> Weights:
     """Histogram of the float weights of one layer for each code, and the value of each code."""
     weight = model.get_submodule(DRAWN_LAYER).get_parameter("weight").flatten()
-    quantizers = {name: state.weight for name, _, state in quantized_layers(model)}
+    quantizers = {name: state.weights["weight"] for name, _, state in quantized_layers(model)}
     codes, levels = torch.zeros(len(weight), dtype=torch.long), []
     if quantizers:
         quantizer = quantizers[DRAWN_LAYER]

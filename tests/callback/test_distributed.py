@@ -20,7 +20,7 @@ class Keep(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         quantizers = activation_quantizers(pl_module)
-        codes = [state.weight.codes(layer.weight) for _, layer, state in quantized_layers(pl_module)]
+        codes = [state.weights["weight"].codes(layer.weight) for _, layer, state in quantized_layers(pl_module)]
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if "overhead" not in key}
         kept = {
             "ranges": [q.range for q in quantizers],

@@ -286,7 +286,10 @@ def test_two_callbacks_on_disjoint_layers(tmp_path: Path) -> None:
         BalancedQuantization(8, include=["net.7"], verbose=0, name="linear"),
     ]
     quiet_trainer(tmp_path, callbacks=callbacks).fit(model, Batches())
-    assert {name: state.weight.bits for name, _, state in quantized_layers(model)} == {"net.3": 2, "net.7": 8}
+    assert {name: state.weights["weight"].bits for name, _, state in quantized_layers(model)} == {
+        "net.3": 2,
+        "net.7": 8,
+    }
 
 
 def test_two_callbacks_on_one_layer_are_refused(tmp_path: Path) -> None:

@@ -43,8 +43,10 @@ def test_levels_on_the_gpu_are_those_on_the_cpu():
     model = tiny_model()
     for bits in (1, 4, 8):
         quantize_(model, everything(BalancedQuantizer(bits, scale="max")))
-        here = [state.weight.levels(layer.weight) for _, layer, state in quantized_layers(model)]
-        there = [state.weight.levels(layer.weight.cuda()).cpu() for _, layer, state in quantized_layers(model)]
+        here = [state.weights["weight"].levels(layer.weight) for _, layer, state in quantized_layers(model)]
+        there = [
+            state.weights["weight"].levels(layer.weight.cuda()).cpu() for _, layer, state in quantized_layers(model)
+        ]
         for one, other in zip(here, there, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
         unquantize_(model)

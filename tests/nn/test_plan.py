@@ -159,15 +159,16 @@ def test_layers_inside_metrics_are_no_candidates():
     assert list(reasons(model, quantize_first_last=True)) == ["a", "b"]
 
 
-@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell])
-def test_recurrent_layers_are_listed_as_not_supported(recurrent):
-    model = nn.ModuleDict({"rnn": recurrent(4, 4), "fc": nn.Linear(4, 2)})
-    assert reasons(model, quantize_first_last=True) == {"rnn": "recurrent layers are not supported yet", "fc": ""}
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_recurrent_layer_is_quantized_and_is_neither_first_nor_last(recurrent):
+    model = nn.ModuleDict({"rnn": recurrent(4, 4), "a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 2)})
+    assert reasons(model) == {"rnn": "", "a": "first layer", "b": "", "c": "last layer"}
 
 
-def test_recurrent_layer_is_neither_first_nor_last():
-    model = nn.ModuleDict({"rnn": nn.LSTM(4, 4), "a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 2)})
-    assert names(model) == ["b"]
+def test_activation_bits_of_an_embedding_are_refused():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"`activation_bits_by_layer` sets the bits of '0', but .* integer"):
+        plan(model, everything(include=["*", "type:Embedding"], activation_bits_by_layer={"0": 2}))
 
 
 def test_embedding_that_renormalises_stays_float():

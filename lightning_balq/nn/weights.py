@@ -1,0 +1,123 @@
+"""Weights of layers: what they are called, and how they are read and arranged."""
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from lightning_balq.nn.quantizer import WeightQuantizer
+
+QUANTIZABLE: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("weight",),
+    nn.Conv1d: ("weight",),
+    nn.Conv2d: ("weight",),
+    nn.Conv3d: ("weight",),
+    nn.ConvTranspose1d: ("weight",),
+    nn.ConvTranspose2d: ("weight",),
+    nn.ConvTranspose3d: ("weight",),
+    nn.Embedding: ("weight",),
+    nn.MultiheadAttention: (
+        "in_proj_weight",
+        "q_proj_weight",
+        "k_proj_weight",
+        "v_proj_weight",
+        "out_proj.weight",
+    ),
+}
+"""Types that can be quantized, subclasses included, and the dotted names of their weights; recurrent ones aside."""
+
+RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+"""Types whose weights are a *kernel*, which multiplies the input, and *recurrent* ones, which multiply the state."""
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def codes_by_channel(layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+    """Codes of a weight of ``layer``, output channels in dim 0."""
+    return quantizer.codes(swap_channels(layer, weight))
+
+
+def swap_channels(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Bring the output channels of a transposed convolution to dim 0, (in, out/g, ..) to (out, in/g, ..), or back."""
+    if not isinstance(layer, _TRANSPOSED):
+        return weight
+    grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    return grouped.transpose(1, 2).flatten(0, 1)
+
+
+def from_channels(layer: nn.Module, weight: Tensor, levels: Tensor) -> Tensor:
+    """Bring levels with output channels in dim 0 back to the arrangement of ``weight``; padding stays as it is."""
+    levels = swap_channels(layer, levels)
+    if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:  # the grid has no zero level
+        rows = torch.arange(weight.shape[0], device=weight.device)[:, None]
+        levels = torch.where(rows == layer.padding_idx, weight.detach(), levels.to(weight.dtype))
+    return levels
+
+
+def arrangement(layer: nn.Module) -> Hashable:
+    """What of a layer, beside its quantizer, decides about the levels of its weight."""
+    if isinstance(layer, _TRANSPOSED):
+        return ("transposed", layer.groups)
+    if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+        return ("padding", layer.padding_idx)
+    return None  # so that a tied weight is quantized once
+
+
+def get_weight(layer: nn.Module, name: str) -> Tensor:
+    """Weight of ``layer`` by dotted name, as its forward would read it."""
+    owner, attribute = owner_of(layer, name)
+    weight: Tensor = getattr(owner, attribute)
+    return weight
+
+
+def peek_weight(layer: nn.Module, name: str) -> Tensor:
+    """Weight of ``layer`` by dotted name, without the side effects that reading a parametrized one has in training."""
+    owner, attribute = owner_of(layer, name)
+    if not is_parametrized(owner, attribute):
+        return get_weight(layer, name)
+    parametrizations = owner.get_submodule(f"parametrizations.{attribute}")
+    modes = {module: module.training for module in parametrizations.modules()}
+    try:
+        parametrizations.eval()  # spectral_norm iterates in training mode
+        return get_weight(layer, name)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def weight_names(layer: nn.Module) -> tuple[str, ...]:
+    """Dotted names of the weights that ``layer`` has; empty if it is of no quantizable type."""
+    if isinstance(layer, nn.RNNBase):
+        return tuple(name for name in layer._flat_weights_names if name.startswith("weight"))
+    if isinstance(layer, nn.RNNCellBase):
+        return ("weight_ih", "weight_hh")
+    for base, names in QUANTIZABLE.items():
+        if isinstance(layer, base):
+            return tuple(name for name in names if _exists(layer, name))
+    return ()
+
+
+def weight_part(layer: nn.Module, name: str) -> str:
+    """Part of a recurrent layer that a weight is: ``"kernel"`` or ``"recurrent"``; empty for other layers."""
+    if not isinstance(layer, RECURRENT):
+        return ""
+    return "recurrent" if is_recurrent(name) else "kernel"
+
+
+def is_recurrent(name: str) -> bool:
+    """Whether a weight of this name multiplies a hidden state, or what becomes one."""
+    return name.startswith(("weight_hh", "weight_hr"))
+
+
+def _exists(layer: nn.Module, name: str) -> bool:
+    owner, attribute = owner_of(layer, name)
+    if is_parametrized(owner, attribute):
+        return True
+    return (owner._parameters | owner.__dict__).get(attribute) is not None
+
+
+def owner_of(layer: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Module that holds the weight of a dotted name, and its name there."""
+    path, _, attribute = name.rpartition(".")
+    return layer.get_submodule(path) if path else layer, attribute
