@@ -81,6 +81,47 @@ def activation_gradient(gradient: Tensor, mask: Tensor) -> Tensor | None:
     return passed
 
 
+def lstm_forward_(
+    projected: Tensor, before: Tensor, gates: Tensor, cell: Tensor, bounded: Tensor, hidden: Tensor
+) -> bool:
+    """Do what :func:`lightning_balq.kernels.pointwise.lstm_forward_` does; false if nothing was done."""
+    code = _code_for(projected, before, gates, cell, bounded, hidden)
+    if code is None:
+        return False
+    code.balq_lstm_forward(
+        *map(_pointer, (projected, before)),
+        *_size(hidden),
+        *map(_pointer, (gates, cell, bounded, hidden)),
+    )
+    return True
+
+
+def lstm_backward_(
+    gates: Tensor, before: Tensor, bounded: Tensor, passed: Tensor, by_hidden: Tensor, by_cell: Tensor, by_gates: Tensor
+) -> bool:
+    """Do what :func:`lightning_balq.kernels.pointwise.lstm_backward_` does; false if nothing was done."""
+    code = _code_for(gates, before, bounded, passed, by_hidden, by_cell, by_gates)
+    if code is None:
+        return False
+    code.balq_lstm_backward(
+        *map(_pointer, (gates, before, bounded, passed, by_hidden)),
+        *_size(by_hidden),
+        *map(_pointer, (by_cell, by_gates)),
+    )
+    return True
+
+
+def _code_for(*tensors: Tensor) -> ctypes.CDLL | None:
+    """Return the compiled code if it can take tensors of these types and strides."""
+    if any(tensor.dtype != _FLOAT32 or not tensor.is_contiguous() or not tensor.is_cpu for tensor in tensors):
+        return None
+    return library()
+
+
+def _size(hidden: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64, int]:
+    return ctypes.c_int64(hidden.shape[0]), ctypes.c_int64(hidden.shape[1]), torch.get_num_threads()
+
+
 def _quantize(
     function: str, weight: Tensor, bits: int, options: tuple[int, ...], granularity: Granularity, codes: bool
 ) -> Tensor | None:

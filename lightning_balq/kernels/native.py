@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "recurrent.cpp"))
 SWITCH = "LIGHTNING_BALQ_KERNELS"
 CACHE = "LIGHTNING_BALQ_CACHE"
 
@@ -81,13 +81,14 @@ def _build(compiler: str, flags: tuple[str, ...]) -> Path:
     """Path of the compiled code, compiled now unless it was before."""
     # What the compiler predefines names its version and, with -march=native, the instructions of this machine.
     known = _run([compiler, *flags, "-x", "c++", "-dM", "-E", os.devnull])
-    digest = hashlib.sha256("\0".join([known, *flags, SOURCE.read_text()]).encode()).hexdigest()[:16]
+    code = [source.read_text() for source in SOURCES]
+    digest = hashlib.sha256("\0".join([known, *flags, *code]).encode()).hexdigest()[:16]
     path = _folder() / f"cpu-{digest}.so"
     if not path.exists():
         # Processes may compile at the same time: each writes a file of its own and moves it into place at once.
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             result = Path(scratch) / path.name
-            _run([compiler, *flags, str(SOURCE), "-o", str(result)])
+            _run([compiler, *flags, *map(str, SOURCES), "-o", str(result)])
             result.replace(path)
     return path
 

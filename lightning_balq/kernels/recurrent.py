@@ -63,12 +63,12 @@ class _Recurrence(torch.autograd.Function):
         sizes: tuple[int, ...],
         reverse: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        kernel = KERNELS[mode]
+        kernel = KERNELS[mode](projected)
         buffers = kernel.buffers(projected, weight.shape[1])
         states = torch.empty_like(buffers[0])
         state = Carried(hidden.clone(), cell.clone())
         transposed = weight.t().contiguous()  # once, for products that run through it row by row
-        for given, levels, *rows in _walk(sizes, reverse, projected, states, *kernel.parts(buffers)):
+        for given, levels, *rows in _walk(sizes, reverse, projected, states, *buffers):
             now = state.first(len(given))
             kernel.step_(tuple(rows), given, now, transposed, bias)
             now.hidden.copy_(levels.copy_(_quantize(rows[0], grid)))
@@ -84,15 +84,15 @@ class _Recurrence(torch.autograd.Function):
             return (*_differentiable_gradients(ctx, by_states, by_hidden, by_cell), None, None, None, None)
         _, hidden, cell, weight, bias, states, *buffers = ctx.saved_tensors
         mode, grid, sizes, reverse = ctx.arguments
-        kernel, order = KERNELS[mode], step_rows(sizes, reverse)
+        kernel, order = KERNELS[mode](weight), step_rows(sizes, reverse)
         before = Carried(_before(states, hidden, order), _before(buffers[2], cell, order) if mode == "LSTM" else cell)
-        factors = kernel.factors(tuple(buffers), before, _derivative(buffers[0], grid))
+        buffers = kernel.buffers_back(tuple(buffers), before, _derivative(buffers[0], grid))
         gradient = Carried(by_hidden.clone(), by_cell.clone())
-        for given, *rows in _walk(sizes, not reverse, by_states, *factors):
+        for given, *rows in _walk(sizes, not reverse, by_states, *buffers):
             now = gradient.first(len(given))
             now.hidden.add_(given)
             kernel.step_back_(tuple(rows), now, weight)
-        by_projected, by_recurrent = kernel.gradients(factors)
+        by_projected, by_recurrent = kernel.gradients(buffers)
         by_weight = by_recurrent.t() @ before.hidden
         by_bias = None if bias is None else by_recurrent.sum(0)
         return by_projected, gradient.hidden, gradient.cell, by_weight, by_bias, None, None, None, None
