@@ -22,6 +22,7 @@ from benchmarks.bars import NOT_MEASURED, bars_table
 from benchmarks.bench_quickstart import quickstart_table
 from benchmarks.bench_recording import recording_table
 from benchmarks.figures import FIGURES, digest, draw, drawn_digest
+from benchmarks.penn_treebank_tables import penn_treebank_published_table, penn_treebank_table
 from benchmarks.records import RESULTS, Record, read
 from benchmarks.speed_tables import activations_table, steps_table, weights_table
 from benchmarks.study_defaults_tables import factors_table, networks_table, settings_table
@@ -32,9 +33,12 @@ DRAWINGS = Path(__file__).parent / "figures"
 
 STUDY = "study_defaults--cpu--torch2.13.0.jsonl"
 SCALING = "bench_scaling--cpu--torch*.jsonl"
+PENN_TREEBANK = "penn_treebank--*--torch*.jsonl"
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "activations": ("bench_activations--cpu--torch*.jsonl", activations_table),
     "bars": ("bench_[aesw]*--cpu--torch*.jsonl", bars_table),  # activations, evaluation, scaling, steps, weights
+    "penn_treebank": (PENN_TREEBANK, penn_treebank_table),
+    "penn_treebank_published": (PENN_TREEBANK, penn_treebank_published_table),
     "quickstart": ("bench_quickstart--cpu--torch2.13.0.jsonl", quickstart_table),
     "recording": ("bench_recording--cpu--torch2.13.0.jsonl", recording_table),
     "steps": ("bench_steps--cpu--torch*.jsonl", steps_table),
@@ -45,7 +49,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
 }
 """Name of a table to the files of its records, as a glob, and the function that makes it from them."""
 
-MAY_BE_EMPTY = {"activations", "bars", "steps", "weights"}
+MAY_BE_EMPTY = {"activations", "bars", "penn_treebank", "penn_treebank_published", "steps", "weights"}
 """Tables that say so themselves if there are no records yet."""
 
 _OPEN = r"<!-- (?P<kind>table|figure): (?P<name>\S+) -->\n"

@@ -1,4 +1,4 @@
-"""Weight quantizers of other libraries, where they are installed; all are uniform, none is balanced.
+"""Quantizers of other libraries, where they are installed; all are uniform, none is balanced.
 
 Each gives a call that replaces the weight by its levels with a straight-through gradient, as its own layers would in
 training, so that it includes what they do there: finding the range of the weight, and whatever else belongs to a call.
@@ -78,6 +78,24 @@ def weight_peers(weight: Tensor, bits: int, *, per_channel: bool) -> dict[str, C
         else:
             cases[f"{name} {installed}"] = case
     return cases
+
+
+def lstm_peers(units: int, device: torch.device) -> dict[str, Callable[[], torch.nn.Module]]:
+    """Return what makes a 2-bit LSTM of brevitas, if it is installed; no other peer has one."""
+    if (installed := _version("brevitas")) is None:
+        print("left out: brevitas is not installed")
+        return {}
+    return {f"brevitas {installed}": lambda: _brevitas_lstm(units).to(device)}
+
+
+def _brevitas_lstm(units: int) -> torch.nn.Module:
+    from brevitas.nn import QuantLSTM
+
+    off = dict.fromkeys(("bias_quant", "gate_acc_quant", "sigmoid_quant", "tanh_quant", "cell_state_quant"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer: torch.nn.Module = QuantLSTM(units, units, weight_bit_width=2, io_bit_width=2, **off)
+    return layer
 
 
 def _version(name: str) -> str | None:

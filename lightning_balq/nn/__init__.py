@@ -7,7 +7,7 @@ together. ``checkpoint`` saves what ``state_dict()`` cannot, ``monitor``,
 ``timing`` and ``pretrained`` look, ``report`` draws tables.
 """
 
-from lightning_balq.nn.activation import ActivationQuantizer, update_ranges_
+from lightning_balq.nn.activation import ActivationQuantizer, settle_ranges_, update_ranges_
 from lightning_balq.nn.checkpoint import load_quantization_state, quantization_state
 from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.layers import activation_quantizers, quantized_layers
@@ -33,6 +33,7 @@ __all__ = [
     "quantization_state",
     "quantize_",
     "quantized_layers",
+    "settle_ranges_",
     "unquantize_",
     "update_ranges_",
 ]
