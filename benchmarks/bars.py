@@ -9,7 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from benchmarks import bench_scaling, bench_steps
+from benchmarks import bench_recurrent, bench_scaling, bench_steps
 from benchmarks.harness import Quartiles, quartiles, ratio, ratios
 from benchmarks.program import show
 from benchmarks.records import Record
@@ -89,7 +89,7 @@ def extra_buffers(records: Sequence[Record], key: str, least_weights: int = 0) -
 
 def bars() -> list[Bar]:
     """All bars that hold on a CPU."""
-    return [*weight_bars(), *step_bars(), *scaling_bars()]
+    return [*weight_bars(), *step_bars(), *recurrent_bars(), *scaling_bars()]
 
 
 def weight_bars() -> list[Bar]:
@@ -128,6 +128,18 @@ def step_bars() -> list[Bar]:
         evaluation(bench_steps.RESNET18),
         evaluation(bench_steps.MLP),
     ]
+
+
+def recurrent_bars() -> list[Bar]:
+    """One recurrent layer, forward and backward, against torch's fused one."""
+
+    def bar(limit: float, layer: str, case: str) -> Bar:
+        parameters, reference = {"layer": layer}, bench_recurrent.REFERENCE
+        value = partial(time_ratio, bench="bench_recurrent", parameters=parameters, case=case, reference=reference)
+        return Bar(f"{layer} of 300 units, forward and backward: {case} against float", limit, value)
+
+    cases = (("balanced mean W2", 1.1), ("balanced mean W2A2", 1.5))
+    return [bar(limit, layer, case) for layer in bench_recurrent.LAYERS for case, limit in cases]
 
 
 def scaling_bars() -> list[Bar]:

@@ -1,8 +1,7 @@
 """Time of whole training steps, quantized against float.
 
 Question: how much longer does a training step take with this library's callback, in a real Trainer?
-Not measured: recording of code statistics (bench_recording), loading of data, accuracy, quantized recurrent weights for
-as long as the library leaves ``nn.LSTM`` float.
+Not measured: recording of code statistics (bench_recording), loading of data, accuracy.
 Run: python -m benchmarks.bench_steps
 
 Each round trains every case of a network for a few steps, from the same weights and on the same batch. The time of a

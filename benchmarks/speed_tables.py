@@ -44,16 +44,25 @@ def _weights_cell(records: Sequence[Record], case: str, granularity: str, bits: 
 
 def steps_table(records: Sequence[Record]) -> str:
     """Time of a training step of each network, and its ratio to float."""
+    return _table_against_float(records, "network", "step, ms")
+
+
+def recurrent_table(records: Sequence[Record]) -> str:
+    """Time of each recurrent layer, forward and backward, and its ratio to float."""
+    return _table_against_float(records, "layer", "ms")
+
+
+def _table_against_float(records: Sequence[Record], parameter: str, unit: str) -> str:
     if not records:
         return NOT_MEASURED
     latest = last_runs(records)
-    lines = ["| network | case | step, ms | against float | n |", "| --- | --- | ---: | ---: | ---: |"]
+    lines = [f"| {parameter} | case | {unit} | against float | n |", "| --- | --- | ---: | ---: | ---: |"]
     for group in _groups(latest):
         for record in group:
             against = show(ratio(group, record["case"], record["reference"]), 3)
             milliseconds = f"{record['seconds'][1] * 1000:.1f}"
             lines.append(
-                f"| {record['parameters']['network']} | {record['case']} | {milliseconds} | {against} | {record['n']} |"
+                f"| {record['parameters'][parameter]} | {record['case']} | {milliseconds} | {against} | {record['n']} |"
             )
     return "\n".join([*lines, "", where(latest)])
 
