@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_balq import functional
 from lightning_balq.functional._tracing import has_memory, has_tangent, is_traced
 from lightning_balq.functional.recurrent import Mode, Recurrence, StateGrid, step_rows
-from lightning_balq.kernels import cpu
+from lightning_balq.kernels.activations import activation_fake_quantize
 from lightning_balq.kernels.cells import KERNELS, Carried
 
 
@@ -105,8 +105,8 @@ def _walk(sizes: tuple[int, ...], reverse: bool, *tensors: Tensor) -> Iterator[t
 
 
 def _quantize(raw: Tensor, grid: StateGrid) -> Tensor:
-    quantized = cpu.activation(raw, grid.bits, grid.range, grid.signed, with_mask=False, spread=None)
-    return grid.quantize(raw) if quantized is None else grid.mix(raw, quantized.levels)
+    levels, _ = activation_fake_quantize(raw, grid.bits, range=grid.range, signed=grid.signed)
+    return grid.mix(raw, levels)
 
 
 def _derivative(raw: Tensor, grid: StateGrid) -> Tensor:

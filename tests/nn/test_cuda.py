@@ -50,3 +50,48 @@ def test_levels_on_the_gpu_are_those_on_the_cpu():
         for one, other in zip(here, there, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
         unquantize_(model)
+
+
+def recurrent_model():
+    torch.manual_seed(0)
+    return nn.ModuleList([nn.LSTM(8, 16), nn.GRU(16, 16, bidirectional=True)])
+
+
+def run_through(model, x):
+    for layer in model:
+        x, _ = layer(x)
+    return x
+
+
+@pytest.mark.parametrize("activation_bits", [None, 2])
+def test_recurrent_training_step_never_waits_for_the_device(without_waiting, activation_bits):
+    model = recurrent_model().cuda()
+    quantize_(model, everything(BalancedQuantizer(2, scale="mean"), activation_bits=activation_bits))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    x = randn(5, 4, 8).cuda()
+    for step in range(4):
+        if step == 2:
+            settle_ranges_(activation_quantizers(model))
+            without_waiting()
+        optimizer.zero_grad()
+        run_through(model, x).square().mean().backward()
+        optimizer.step()
+        update_ranges_(activation_quantizers(model))
+    torch.cuda.set_sync_debug_mode("default")
+    assert not any(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("activation_bits", [None, 2])
+def test_recurrent_layers_on_the_gpu_compute_what_they_do_on_the_cpu(activation_bits):
+    options = {"activation_bits": activation_bits, "activation_range": "unit", "activation_sign": "signed"}
+    model = recurrent_model().double()  # in float64, so that no state changes its level by rounding
+    quantize_(model, everything(BalancedQuantizer(2, scale="mean"), **options))
+    x = randn(5, 4, 8, dtype=torch.float64)
+    found = []
+    for device in ("cpu", "cuda"):
+        model.to(device).zero_grad()
+        outputs = run_through(model, x.to(device))
+        outputs.square().mean().backward()
+        found.append([outputs.detach().cpu(), *(parameter.grad.cpu() for parameter in model.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)  # sums in another order
