@@ -28,9 +28,9 @@ def recurrent_fake_quantize(
 ) -> Recurrence:
     """Return what :func:`lightning_balq.functional.recurrent_fake_quantize` does, in less time.
 
-    The forward pass is equal to that of the plain loop, the gradient up to the order of sums. Layers with a projection
-    and code that is being traced run the plain loop; so does whatever is differentiated twice, from the first gradient
-    on.
+    States are those of the plain loop unless one lies within rounding of the border between two levels, gradients equal
+    up to the order of sums. Layers with a projection and code that is being traced run the plain loop; so does whatever
+    is differentiated twice, from the first gradient on.
 
     Example:
         >>> grid = StateGrid(2, torch.tensor(0.75), torch.tensor(True))
@@ -121,7 +121,8 @@ def _before(after: Tensor, initial: Tensor, order: list[tuple[int, int]]) -> Ten
     state = initial
     for first, size in order:
         pieces[first] = state[:size]
-        state = torch.cat([after[first : first + size], state[size:]])
+        rows = after[first : first + size]
+        state = rows if size == len(state) else torch.cat([rows, state[size:]])
     return torch.cat([pieces[first] for first in sorted(pieces)])
 
 
