@@ -45,7 +45,8 @@ class Study:
         output: file of the records.
         work: folder of unfinished and trained networks.
         device: where to train.
-        budget: seconds after which to stop, or `None`; at least one step is trained in any case.
+        budget: seconds after which to stop, or `None`; at least one step is trained in any case,
+            and an epoch with Lightning before 2.5, which resumes only after whole ones.
     """
 
     setting: Setting

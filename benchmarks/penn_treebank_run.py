@@ -4,6 +4,7 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
+from packaging.version import Version
 
 from benchmarks.penn_treebank_cells import Cell, Setting
 from benchmarks.records import Record
@@ -24,6 +26,9 @@ from recipes.train import load_weights
 from recipes.weight_clipping import WeightClipping
 
 SECONDS_BETWEEN_CHECKPOINTS = 120.0
+RESUMES_IN_AN_EPOCH = Version(version("lightning")) >= Version("2.5")
+"""Whether Lightning finds its place again; before, it lost one batch and the validation of that epoch."""
+
 INCLUDE = ("*", "type:Embedding")
 """Embedding and softmax layer are quantized too, as by He et al. 2016 and Xu et al. 2018."""
 
@@ -118,20 +123,24 @@ class Keeper(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.run.deadline is None or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            return  # after the last batch of an epoch, its validation comes first
-        if time.monotonic() > self.run.deadline:
-            self._save(trainer, self.run.last)
-            raise BudgetSpent
-        if time.monotonic() > self._saved + SECONDS_BETWEEN_CHECKPOINTS:
-            self._save(trainer, self.run.last)
+        if self.run.deadline is None or not RESUMES_IN_AN_EPOCH:
+            return
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return  # its validation comes first
+        if time.monotonic() > min(self.run.deadline, self._saved + SECONDS_BETWEEN_CHECKPOINTS):
+            self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.history.is_best:
             self._save(trainer, self.run.best, weights_only=True)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
         self._save(trainer, self.run.last)
+        if self.run.deadline is not None and time.monotonic() > self.run.deadline:
+            raise BudgetSpent
 
     def _save(self, trainer: Trainer, path: Path, *, weights_only: bool = False) -> None:
         """Write a file that is whole or not there, whenever the process is killed."""

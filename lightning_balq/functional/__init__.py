@@ -1,8 +1,8 @@
 """Quantizers as pure tensor functions: no state, no module, no Lightning.
 
 Where a line belongs: ``balanced`` and ``uniform`` turn weights into codes; ``scale`` chooses the step of the grid;
-``grid`` turns codes into levels and carries the gradient; ``activation`` quantizes activations, ``recurrent`` the hidden
-states of recurrent layers; ``statistics`` measures how codes are used.
+``grid`` turns codes into levels and carries the gradient; ``activation`` quantizes activations, ``recurrent`` the
+hidden states of recurrent layers; ``statistics`` measures how codes are used.
 """
 
 from lightning_balq.functional.activation import (

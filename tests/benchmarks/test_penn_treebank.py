@@ -8,7 +8,7 @@ import torch
 from benchmarks import penn_treebank, penn_treebank_run
 from benchmarks.penn_treebank import Study
 from benchmarks.penn_treebank_cells import FLOAT, METHODS, SETTINGS, Cell, all_cells, select
-from benchmarks.penn_treebank_run import Keeper, Run
+from benchmarks.penn_treebank_run import RESUMES_IN_AN_EPOCH, Keeper, Run
 from benchmarks.records import append, read
 from lightning_balq import BalancedQuantization, UniformQuantization
 from lightning_balq.nn import quantized_layers
@@ -105,12 +105,13 @@ def _log(model, stage, losses):
     return loss
 
 
-def test_interrupted_after_every_step_it_finishes_with_the_same_record(study, whole):
+def test_interrupted_as_often_as_can_be_it_finishes_with_the_same_record(study, whole):
     calls = 0
     while len(study().recorded()) < 2:
         study(budget=0.0).run([FLOAT_CELL, QUANTIZED])
         calls += 1
-    assert calls == 2 * (3 * 6 + 1)  # the last call of each has only the test left
+    # 7 steps an epoch; the last call of each cell has only the test left
+    assert calls == 2 * (3 * (7 if RESUMES_IN_AN_EPOCH else 1) + 1)
     assert [without_times(record) for record in read(study().output)] == whole
     assert study().run([FLOAT_CELL, QUANTIZED]) == 0
 
@@ -144,6 +145,7 @@ def test_the_budget_ends_the_study_between_cells_too(study, monkeypatch):
     assert made.recorded() == {FLOAT_CELL}
 
 
+@pytest.mark.skipif(not RESUMES_IN_AN_EPOCH, reason="only after whole epochs")
 def test_a_checkpoint_is_written_every_few_minutes(study, monkeypatch):
     monkeypatch.setattr(penn_treebank_run, "SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     seen = []
@@ -223,7 +225,7 @@ def test_a_method_is_its_callback(study, method):
     assert kind == "uniform" or callback.center == option
     model = run.model()
     callback.setup(run.trainer([], callback), model, "fit")
-    assert {"embedding", "softmax"} <= {name for name, _, _ in quantized_layers(model)}
+    assert [name for name, _, _ in quantized_layers(model)] == ["embedding", "rnn", "softmax"]
 
 
 def test_runs_of_another_setting_are_not_mixed(study):

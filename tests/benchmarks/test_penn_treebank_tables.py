@@ -76,9 +76,11 @@ def test_failed_runs_are_counted_and_their_numbers_not_invented():
 
 def test_the_note_says_what_was_run_where():
     table = penn_treebank_table(example(2))
+    numbers = SETTINGS["reduced"]
     for text in (
-        "Setting `reduced`: Penn Treebank, 8 % of the training text, whole validation and test text read in 50 columns",
-        "4 epochs, batch 20, 20 steps, dropout 0.5, SGD from 20, divided by 4",
+        f"Setting `reduced`: Penn Treebank, {100 * numbers.train_share:g} % of the training text, whole validation",
+        "and test text read in 50 columns; ",
+        f"{numbers.epochs} epochs, batch 20, 20 steps, dropout {numbers.dropout}, SGD from 20, divided by 4",
         "are trained from scratch", "biases and cell states stay float", "A float step takes 0.250 s.",
         "Device: cpu, threads: 1; torch 2, lightning 3, lightning_balq 4 (commit 0123456, sources abc)",
         "`python -m benchmarks.penn_treebank --path FOLDER --setting reduced`",
