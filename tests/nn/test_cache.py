@@ -211,6 +211,17 @@ def test_on_a_gpu_all_weights_of_a_kind_are_quantized_together(computed, monkeyp
     assert_equal(model(randn(2, 1, 8, 8)), result)
 
 
+def test_parts_of_a_recurrent_layer_are_quantized_together_each_by_its_own_quantizer(computed, monkeypatch):
+    monkeypatch.setattr(layers, "LAUNCH_BOUND", {"cpu"})
+    model = nn.ModuleList([nn.LSTM(4, 3, num_layers=2), nn.GRU(3, 3)])
+    quantize_(model, everything(BalancedQuantizer(2), recurrent=BalancedQuantizer(4)))
+    expected = model[1](model[0](randn(5, 2, 4))[0])
+    computed.clear()
+    open_cache(model)
+    assert_equal(model[1](model[0](randn(5, 2, 4))[0]), expected)
+    assert computed == [3, 3]
+
+
 def test_transposed_convolutions_and_padding_are_put_back_after_quantizing_together(monkeypatch):
     monkeypatch.setattr(layers, "LAUNCH_BOUND", {"cpu"})
     model = nn.ModuleList(

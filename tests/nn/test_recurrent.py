@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 from lightning_balq import BalancedQuantizer, QuantizationConfig, UniformQuantizer, quantize_, unquantize_
 from lightning_balq.functional import activation_fake_quantize
-from lightning_balq.nn import activation_quantizers, quantized_layers, update_ranges_
+from lightning_balq.nn import activation_quantizers, quantized_layers, recurrent, update_ranges_
 from lightning_balq.nn.recurrent import state_names
 from tests.helpers import assert_equal, everything, hand_quantized, randn, snapshot
 
@@ -292,6 +292,16 @@ def test_part_alone_can_be_included():
     assert (rnn.weight_bits, rnn.recurrent_bits, rnn.activation_bits, rnn.state_bits) == (2, None, None, None)
 
 
+def test_projection_is_one_of_the_recurrent_weights():
+    module = layer("projection")
+    quantize_(module, QuantizationConfig(BalancedQuantizer(2), recurrent=BalancedQuantizer(8)))
+    ((_, _, state),) = quantized_layers(module)
+    assert {name: q.bits for name, q in state.weights.items() if name.startswith("weight_h")} == {
+        f"weight_{kind}_l{index}{suffix}": 8 for kind in ("hh", "hr") for index in (0, 1) for suffix in ("", "_reverse")
+    }
+    assert {q.bits for name, q in state.weights.items() if name.startswith("weight_ih")} == {2}
+
+
 def test_two_widths_for_one_part_are_refused():
     config = QuantizationConfig(BalancedQuantizer(2), weight_bits_by_layer={"rnn": 2, "rnn.recurrent": 4})
     with pytest.raises(
@@ -433,6 +443,21 @@ def test_hidden_state_is_on_its_levels_at_every_step(name):
     assert len(output.unique()) >= 2
 
 
+def test_dropout_lies_between_layers_and_not_behind_the_last():
+    module = nn.LSTM(5, 6, num_layers=2, dropout=0.5)
+    quantize_(module, UNIT)
+    x = randn(4, 3, 5)
+    outputs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        outputs.append(module(x)[0])
+    assert_equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+    assert all(output.abs().min() > 0.3 for output in outputs)  # the smallest level is 1/3: nothing is dropped
+    module.eval()
+    assert_equal(module(x), module(x))
+
+
 def test_cell_state_stays_float():
     module = layer("lstm")
     quantize_(module, UNIT)
@@ -517,6 +542,17 @@ def test_first_batch_is_quantized_by_the_range_that_states_have_in_float(name):
         bound = min(float(states.abs().max()), 2 * 3**0.5 * float(states.abs().mean()))
         assert float(output.detach().abs().max()) == pytest.approx(bound, rel=1e-5)  # float32 sums
     assert len(output.detach().unique()) <= 2 * 4  # two directions share their levels, up to rounding of -1 and 1
+
+
+def test_float_states_are_sampled_for_the_first_batch_alone(monkeypatch):
+    module, sampled = layer("two layers"), []
+    sample = recurrent._sample
+    monkeypatch.setattr(recurrent, "_sample", lambda jobs: sampled.append(1) or sample(jobs))
+    quantize_(module, observing())
+    for _ in range(3):
+        module(randn(4, 3, 5))
+        update_ranges_(activation_quantizers(module))
+    assert len(sampled) == 2  # one for each layer
 
 
 def test_state_range_follows_training_batches_and_nothing_else():
