@@ -101,7 +101,7 @@ def layer_mixin(cls: type[nn.Module]) -> type[Swapped]:
     """Choose the mixin for a class of a quantizable type: direct where the forward is torch's own, else general."""
     if issubclass(cls, nn.RNNBase):
         return QuantizedRecurrent
-    if issubclass(cls, nn.RNNCellBase):
+    if cls.forward in (nn.RNNCell.forward, nn.LSTMCell.forward, nn.GRUCell.forward):
         return QuantizedCell
     if cls.forward is nn.MultiheadAttention.forward:
         return QuantizedAttention

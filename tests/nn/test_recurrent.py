@@ -647,6 +647,41 @@ def test_wrong_input_gets_an_error(make, shape, error, match):
         module(torch.zeros(shape))
 
 
+@pytest.mark.parametrize("config", [WEIGHTS_ONLY, UNIT], ids=["W2", "W2A2"])
+def test_cell_refuses_wrong_shapes(config):
+    cell = nn.LSTMCell(5, 6)
+    quantize_(cell, config)
+    with pytest.raises(ValueError, match="LSTMCell: expected input to be 1D or 2D, got 3D"):
+        cell(torch.zeros(2, 3, 5))
+    with pytest.raises(ValueError, match=r"expected a state of 2 dimensions, as the input has, got shape \(6,\)"):
+        cell(torch.zeros(3, 5), (torch.zeros(6), torch.zeros(6)))
+    with pytest.raises(RuntimeError, match="input has inconsistent input_size"):
+        cell(torch.zeros(3, 4))
+
+
+class PlainCell(nn.GRUCell):
+    """A user's class with a forward of its own."""
+
+    def forward(self, input, hx=None):
+        return super().forward(2 * input, hx)
+
+
+def test_user_subclass_of_a_cell_runs_its_own_forward():
+    torch.manual_seed(0)
+    cell = PlainCell(5, 6)
+    expected = replaced(cell)
+    quantize_(cell, UNIT)
+    assert state_names(cell) == ()
+    assert_equal(cell(randn(3, 5)), expected(levels(randn(3, 5))))
+
+
+def test_part_of_a_cell_stays_float():
+    cell = nn.GRUCell(5, 6)
+    expected = hand_quantized(cell, {"weight_hh": QUANTIZER})
+    quantize_(cell, everything(QUANTIZER, exclude=["kernel"]))
+    assert_equal(cell(randn(3, 5)), expected(randn(3, 5)))
+
+
 def test_wrong_state_gets_the_error_of_torch():
     module = layer("lstm")
     quantize_(module, UNIT)
