@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
+from typing import Literal
 
 from benchmarks.records import Record
 
@@ -36,10 +37,13 @@ class Setting:
         eval_batch_size: columns of the validation and the test text, which are always whole.
         units: size of the embedding and of the recurrent layer.
         dropout: share dropped.
-        learning_rate: of SGD, at the beginning.
+        optimizer: `sgd` or `adam`.
+        learning_rate: at the beginning.
         decay: what the learning rate is divided by when the validation does not improve.
         gradient_clip: largest norm of the gradient.
         weight_clip: largest magnitude of a weight, of quantized networks.
+        granularity: `per_channel` gives every row of a weight its own partition and scale.
+        activation_range: `unit` clips activations to [-1, 1], `observed` to what training batches show.
         from_float: whether quantized networks start from the best float network of the same kind and seed.
         blend_epochs: share of the first epoch in which those are blended in. Less than 1, so that a network that is
             still partly float is not validated and cannot be the best.
@@ -56,10 +60,13 @@ class Setting:
     eval_batch_size: int
     units: int
     dropout: float
+    optimizer: Literal["sgd", "adam"]
     learning_rate: float
     decay: float
     gradient_clip: float
     weight_clip: float
+    granularity: Literal["per_tensor", "per_channel"]
+    activation_range: Literal["unit", "observed"]
     from_float: bool
     blend_epochs: float
 
@@ -71,14 +78,16 @@ class Setting:
 
 SETTINGS = {
     "reduced": Setting(
-        "reduced", networks=("lstm",), widths=("W2A2", "W2"), seeds=(0, 1), train_share=0.25, epochs=3, batch_size=20,
-        steps=20, eval_batch_size=50, units=300, dropout=0.2, learning_rate=20.0, decay=4.0, gradient_clip=0.25,
-        weight_clip=1.0, from_float=False, blend_epochs=0.0,
+        "reduced", networks=("lstm",), widths=("W2A2", "W2"), seeds=(0, 1), train_share=0.1, epochs=3, batch_size=20,
+        steps=20, eval_batch_size=50, units=300, dropout=0.2, optimizer="adam", learning_rate=1e-3, decay=4.0,
+        gradient_clip=10.0, weight_clip=1.0, granularity="per_channel", activation_range="unit", from_float=False,
+        blend_epochs=0.0,
     ),
     "full": Setting(
         "full", networks=("lstm", "gru"), widths=("W2A2", "W2", "W4A4", "W2A3", "W3A3"), seeds=(0, 1, 2),
         train_share=1.0, epochs=80, batch_size=20, steps=30, eval_batch_size=10, units=300, dropout=0.5,
-        learning_rate=20.0, decay=1.2, gradient_clip=0.25, weight_clip=1.0, from_float=True, blend_epochs=0.5,
+        optimizer="sgd", learning_rate=20.0, decay=1.2, gradient_clip=0.25, weight_clip=1.0, granularity="per_channel",
+        activation_range="unit", from_float=True, blend_epochs=0.5,
     ),
 }  # fmt: skip
 

@@ -217,7 +217,7 @@ class Run:
         """The network before training."""
         return LanguageModel(
             self.cell.network, self.data.vocabulary_size, self.setting.units, dropout=self.setting.dropout,
-            learning_rate=self.setting.learning_rate, decay=self.setting.decay,
+            optimizer=self.setting.optimizer, learning_rate=self.setting.learning_rate, decay=self.setting.decay,
         )  # fmt: skip
 
     def quantization(self) -> QuantizationCallback | None:
@@ -225,8 +225,9 @@ class Run:
         options = self.cell.options()
         common: dict[str, Any] = {
             "weight_bits": options["weight_bits"], "activation_bits": options["activation_bits"],
-            "scale": options["scale"], "include": INCLUDE, "quantize_first_last": True, "verbose": 0,
-            "blend_steps": round(self.setting.blend_epochs * len(self.data.train_dataloader())),
+            "scale": options["scale"], "granularity": self.setting.granularity,
+            "activation_range": self.setting.activation_range, "include": INCLUDE, "quantize_first_last": True,
+            "verbose": 0, "blend_steps": round(self.setting.blend_epochs * len(self.data.train_dataloader())),
         }  # fmt: skip
         if options["quantizer"] == "balanced":
             return BalancedQuantization(**common, center=options["center"])

@@ -134,8 +134,8 @@ PUBLISHED_NOTE = (
     "Test perplexity of one layer of 300 units; columns: bits of weights / activations. Ours: the `full` setting, mean "
     "over the seeds measured. A question mark: not checked against the paper. The settings differ: He et al. train by "
     "Adam from scratch, with states in [0, 1]; Xu et al. start from a float network, train by SGD, and give every row "
-    "of a weight matrix its own scales; ours is their schedule with one scale for each matrix, and the first half "
-    "epoch blends from float to quantized. Compare each row with its own float column first."
+    "of a weight matrix its own scales; ours is their schedule, with one partition and scale for each row, and the "
+    "first half epoch blends from float to quantized. Compare each row with its own float column first."
 )
 
 
@@ -176,13 +176,17 @@ def note(records: Sequence[Record]) -> str:
 
 def _training(setting: str, numbers: Record) -> str:
     start = "start from the float network of their seed" if numbers["from_float"] else "are trained from scratch"
+    optimizer = {"sgd": "SGD", "adam": "Adam"}[numbers["optimizer"]]
+    scales = {"per_tensor": "one scale each", "per_channel": "a scale for each row"}[numbers["granularity"]]
+    ranges = {"unit": "in [-1, 1]", "observed": "in the range that training batches show"}[numbers["activation_range"]]
     return (
         f"Setting `{setting}`: Penn Treebank, {100 * numbers['train_share']:g} % of the training text, whole "
         f"validation and test text read in {numbers['eval_batch_size']} columns; {numbers['epochs']} epochs, batch "
-        f"{numbers['batch_size']}, {numbers['steps']} steps, dropout {numbers['dropout']:g}, SGD from "
+        f"{numbers['batch_size']}, {numbers['steps']} steps, dropout {numbers['dropout']:g}, {optimizer} from "
         f"{numbers['learning_rate']:g}, divided by {numbers['decay']:g} when the validation does not improve, gradient "
         f"norm {numbers['gradient_clip']:g}. Quantized networks {start}, with weights clipped to "
-        f"±{numbers['weight_clip']:g}; embedding, recurrent and softmax weights are quantized, one scale each; biases "
+        f"±{numbers['weight_clip']:g}; embedding, recurrent and softmax weights are quantized, with {scales}; "
+        f"activations {ranges}; biases "
         "and cell states stay float. Mean ± deviation over seeds (their number) of the network with the best "
         "validation; differences are paired by seed."
     )

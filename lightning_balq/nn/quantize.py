@@ -11,7 +11,7 @@ from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.forward import SlowPathEncoder, SlowPathEncoderLayer, input_names, layer_mixin
 from lightning_balq.nn.layers import STATE, LayerQuantizer, clean_name, quantized_layers
 from lightning_balq.nn.plan import LayerPlan, Plan, plan
-from lightning_balq.nn.recurrent import state_names, state_sign
+from lightning_balq.nn.recurrent import state_names, state_quantizer
 from lightning_balq.nn.schedule import Schedule
 from lightning_balq.nn.swap import Swapped, restore_class, swap_class
 from lightning_balq.nn.weights import peek_weight
@@ -103,7 +103,7 @@ def _layer_quantizer(
             inputs[name] = ActivationQuantizer(decided.activation_bits, config.activation_range, config.activation_sign)
     if decided.state_bits is not None:
         for name in state_names(layer):
-            inputs[name] = ActivationQuantizer(decided.state_bits, config.activation_range, state_sign(layer))
+            inputs[name] = state_quantizer(layer, decided.state_bits, config.activation_range)
     return LayerQuantizer(dict(decided.quantizers), inputs, schedule, cache)
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lightning_balq import functional
 from lightning_balq.functional.recurrent import Mode, Recurrence, StateGrid, initial_state
 from lightning_balq.kernels.recurrent import recurrent_fake_quantize
-from lightning_balq.nn.activation import ActivationQuantizer, ActivationSign
+from lightning_balq.nn.activation import ActivationQuantizer, ActivationRange
 from lightning_balq.nn.inputs import map_first_tensor
 from lightning_balq.nn.layers import RUNNING, STATE, LayerQuantizer, quantized_weights
 from lightning_balq.nn.swap import Swapped, module_of, original_class
@@ -39,10 +39,13 @@ def state_names(layer: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def state_sign(layer: nn.Module) -> ActivationSign:
-    """Whether hidden states can be negative."""
+def state_quantizer(layer: nn.Module, bits: int, range_mode: ActivationRange) -> ActivationQuantizer:
+    """Quantizer of a hidden state: of [-1, 1] where tanh bounds it, as an input is where nothing does."""
     kind = getattr(layer, "mode", None) or getattr(layer, "nonlinearity", None)
-    return "unsigned" if kind in ("RNN_RELU", "relu") else "signed"
+    if kind in ("RNN_RELU", "relu"):
+        return ActivationQuantizer(bits, range_mode, "unsigned")
+    # Projected states are sums, without a bound.
+    return ActivationQuantizer(bits, range_mode if getattr(layer, "proj_size", 0) else "unit", "signed")
 
 
 class QuantizedRecurrent(Swapped):

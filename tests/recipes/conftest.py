@@ -16,7 +16,8 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     words = [f"w{number}" for number in range(20)] + ["<unk>", "N"]
     draw = random.Random(0)
-    sentences = [words] + [draw.choices(words, k=draw.randint(1, 9)) for _ in range(120)]
+    sentences = [draw.choices(words[:-1], k=draw.randint(1, 9)) for _ in range(120)]
+    sentences[79] = words  # the end of the training text has a word that its beginning has not
     folder = tmp_path / "corpus"
     write_corpus(folder, {"train": sentences[:80], "valid": sentences[80:100], "test": sentences[100:]})
     return folder
