@@ -460,7 +460,8 @@ class BalancedQuantization(QuantizationCallback):
         granularity: one partition and scale per weight (``"per_tensor"``) or per output channel (``"per_channel"``).
         recurrent: quantizer of the hidden-to-hidden weights of recurrent layers, with its own width, such as
             ``UniformQuantizer(bits=4)``; ``None`` for that of all weights.
-        activation_range: ``"unit"`` clips activations to [0, 1] (the paper); ``"observed"`` to a running range.
+        activation_range: ``"unit"`` clips activations to [0, 1] (the paper); ``"observed"`` to a running range. Hidden
+            states that tanh bounds are always in [-1, 1].
         activation_sign: whether activations can be negative: ``"auto"`` finds out from training batches.
         include: patterns of layers to quantize; see :class:`lightning_balq.QuantizationConfig`.
         exclude: patterns of layers to leave float.

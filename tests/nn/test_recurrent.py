@@ -527,25 +527,23 @@ def observing(**options):
     return everything(QUANTIZER, activation_bits=2, **options)
 
 
-@pytest.mark.parametrize("name", ["lstm", "two layers", "relu rnn", "projection"])
-def test_first_batch_is_quantized_by_the_range_that_states_have_in_float(name):
-    module, expected = layer(name), None
+def test_first_batch_is_quantized_by_the_range_that_states_have_in_float():
+    torch.manual_seed(0)
+    module = nn.RNN(5, 6, nonlinearity="relu")
+    expected = replaced(module)
     quantize_(module, observing(activation_sign="signed"))
-    expected = replaced(layer(name))
     x = randn(4, 3, 5)
     output, _ = module(x)
-    (first, *_) = activation_quantizers(module)
-    assert float(first.pending[1]) == 1
-    inner = activation_fake_quantize(x, 2, range=first.pending[0], signed=SIGNED)
-    if module.num_layers == 1:
-        states = expected(inner)[0].detach()
-        bound = min(float(states.abs().max()), 2 * 3**0.5 * float(states.abs().mean()))
-        assert float(output.detach().abs().max()) == pytest.approx(bound, rel=1e-5)  # float32 sums
-    assert len(output.detach().unique()) <= 2 * 4  # two directions share their levels, up to rounding of -1 and 1
+    shown = activation_quantizers(module)[0].pending
+    assert float(shown[1]) == 1
+    states = expected(activation_fake_quantize(x, 2, range=shown[0], signed=SIGNED))[0].detach()
+    bound = min(float(states.max()), 2 * 3**0.5 * float(states.mean()))
+    assert float(output.detach().max()) == pytest.approx(bound, rel=1e-5)  # float32 sums
+    assert len(output.detach().unique()) <= 4
 
 
 def test_float_states_are_sampled_for_the_first_batch_alone(monkeypatch):
-    module, sampled = layer("two layers"), []
+    module, sampled = layer("relu rnn"), []
     sample = recurrent._sample
     monkeypatch.setattr(recurrent, "_sample", lambda jobs: sampled.append(1) or sample(jobs))
     quantize_(module, observing())
@@ -555,8 +553,9 @@ def test_float_states_are_sampled_for_the_first_batch_alone(monkeypatch):
     assert len(sampled) == 2  # one for each layer
 
 
-def test_state_range_follows_training_batches_and_nothing_else():
-    module = layer("two layers")
+@pytest.mark.parametrize("name", ["relu rnn", "projection"])
+def test_range_of_an_unbounded_state_follows_training_batches_and_nothing_else(name):
+    module = layer(name)
     quantize_(module, observing())
     states = [q for _, _, state in quantized_layers(module) for name, q in state.inputs.items() if "state" in name]
     assert len(states) == 2
@@ -576,14 +575,27 @@ def test_state_range_follows_training_batches_and_nothing_else():
     assert all(float(q.range) != float(r) for q, r in zip(states, ranges, strict=True))
 
 
-def test_sign_of_a_state_is_that_of_its_cell():
-    model = nn.ModuleDict({"tanh": nn.RNN(4, 4), "relu": nn.RNN(4, 4, nonlinearity="relu"), "cell": nn.GRUCell(4, 4)})
+def test_interval_of_a_state_is_that_of_its_cell():
+    model = nn.ModuleDict(
+        {
+            "tanh": nn.RNN(4, 4),
+            "relu": nn.RNN(4, 4, nonlinearity="relu"),
+            "lstm": nn.LSTM(4, 4),
+            "projected": nn.LSTM(4, 4, proj_size=2),
+            "cell": nn.GRUCell(4, 4),
+            "relu cell": nn.RNNCell(4, 4, nonlinearity="relu"),
+        }
+    )
     quantize_(model, observing())
-    signs = {
-        name: [q.sign for key, q in state.inputs.items() if "state" in key]
+    intervals = {
+        name: next((q.range_mode, q.sign) for key, q in state.inputs.items() if "state" in key)
         for name, _, state in quantized_layers(model)
     }
-    assert signs == {"tanh": ["signed"], "relu": ["unsigned"], "cell": ["signed"]}
+    bounded, projected, positive = ("unit", "signed"), ("observed", "signed"), ("observed", "unsigned")
+    assert intervals == {
+        "tanh": bounded, "relu": positive, "lstm": bounded, "projected": projected, "cell": bounded,
+        "relu cell": positive,
+    }  # fmt: skip
 
 
 def test_blending_mixes_states_and_weights():
