@@ -24,8 +24,9 @@ from benchmarks.bench_recording import recording_table
 from benchmarks.figures import FIGURES, digest, draw, drawn_digest
 from benchmarks.penn_treebank_tables import penn_treebank_published_table, penn_treebank_table
 from benchmarks.records import RESULTS, Record, read
-from benchmarks.speed_tables import activations_table, steps_table, weights_table
+from benchmarks.speed_tables import activations_table, recurrent_table, steps_table, weights_table
 from benchmarks.study_defaults_tables import factors_table, networks_table, settings_table
+from benchmarks.suite import BENCHMARKS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/**/*.md", "benchmarks/README.md")
@@ -34,22 +35,24 @@ DRAWINGS = Path(__file__).parent / "figures"
 STUDY = "study_defaults--cpu--torch2.13.0.jsonl"
 SCALING = "bench_scaling--cpu--torch*.jsonl"
 PENN_TREEBANK = "penn_treebank--*--torch*.jsonl"
+SPEED = " ".join(f"{name}--cpu--torch*.jsonl" for name in BENCHMARKS)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "activations": ("bench_activations--cpu--torch*.jsonl", activations_table),
-    "bars": ("bench_[aesw]*--cpu--torch*.jsonl", bars_table),  # activations, evaluation, scaling, steps, weights
+    "bars": (SPEED, bars_table),
     "penn_treebank": (PENN_TREEBANK, penn_treebank_table),
     "penn_treebank_published": (PENN_TREEBANK, penn_treebank_published_table),
     "quickstart": ("bench_quickstart--cpu--torch2.13.0.jsonl", quickstart_table),
     "recording": ("bench_recording--cpu--torch2.13.0.jsonl", recording_table),
+    "recurrent": ("bench_recurrent--cpu--torch*.jsonl", recurrent_table),
     "steps": ("bench_steps--cpu--torch*.jsonl", steps_table),
     "study_defaults": (STUDY, settings_table),
     "study_defaults_factors": (STUDY, factors_table),
     "study_defaults_networks": (STUDY, networks_table),
     "weights": ("bench_weights--cpu--torch*.jsonl", weights_table),
 }
-"""Name of a table to the files of its records, as a glob, and the function that makes it from them."""
+"""Name of a table to the files of its records, as globs, and the function that makes it from them."""
 
-MAY_BE_EMPTY = {"activations", "bars", "penn_treebank", "penn_treebank_published", "steps", "weights"}
+MAY_BE_EMPTY = {"activations", "bars", "penn_treebank", "penn_treebank_published", "recurrent", "steps", "weights"}
 """Tables that say so themselves if there are no records yet."""
 
 _OPEN = r"<!-- (?P<kind>table|figure): (?P<name>\S+) -->\n"
@@ -148,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _records(files: str, results: Path) -> list[Record]:
-    return [record for path in sorted(results.glob(files)) for record in read(path)]
+    paths = sorted(path for pattern in files.split() for path in results.glob(pattern))
+    return [record for path in paths for record in read(path)]
 
 
 if __name__ == "__main__":
