@@ -5,6 +5,7 @@ makes a single pass over the values.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -135,9 +136,26 @@ def fused(function: Pointwise, example: Tensor) -> Pointwise:
 
 @functools.cache
 def compiled(function: Pointwise, backend: str = "inductor") -> Pointwise:
-    """Compile one of the functions above, once for all shapes."""
-    made: Pointwise = torch.compile(function, dynamic=True, fullgraph=True, backend=backend)
-    return made
+    """Compile one of the functions above at its first call, once for all shapes; if that fails, warn and run it."""
+    quick: Pointwise | None = torch.compile(function, dynamic=True, fullgraph=True, backend=backend)
+
+    @functools.wraps(function)
+    def run(*arguments: Any) -> None:
+        nonlocal quick
+        if quick is not None:
+            try:
+                return quick(*arguments)
+            except Exception as error:  # torch names no common class for what a compiler can go wrong with
+                quick = None
+                warnings.warn(
+                    f"lightning_balq runs steps of recurrent layers operation by operation, and slower: "
+                    f"{function.__name__} could not be compiled ({error})",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        return function(*arguments)
+
+    return run
 
 
 def _or_plain(quick: Callable[..., bool], plain: Pointwise, *arguments: Any) -> None:

@@ -1,5 +1,7 @@
 """Passes over the values of recurrent steps: the compiled forms against the plain ones."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -101,6 +103,22 @@ def test_function_can_be_compiled_for_all_shapes_and_writes_in_place(function):
         function(*expected)
         compiled(*found)
         assert_equal(found, expected)
+
+
+def test_function_that_cannot_be_compiled_runs_as_it_is_after_one_warning():
+    def broken(graph, inputs):
+        raise OSError("no compiler")
+
+    expected, first, second = gru_forward(3, 8), gru_forward(3, 8), gru_forward(3, 8)
+    pointwise.gru_forward_(*expected)
+    run = pointwise.compiled(pointwise.gru_forward_, backend=broken)
+    with pytest.warns(RuntimeWarning, match="gru_forward_ could not be compiled"):
+        run(*first)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(*second)
+    assert_equal(first, expected)
+    assert_equal(second, expected)
 
 
 @pytest.mark.parametrize("function", CASES, ids=lambda function: function.__name__)
