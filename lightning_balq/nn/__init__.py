@@ -2,9 +2,9 @@
 
 Where a line belongs: ``quantizer`` and ``activation`` say how a tensor is quantized, ``schedule`` how far; ``config``
 holds the options and ``plan`` chooses layers by them; ``swap`` changes classes, ``weights`` finds the weights of a
-layer, ``layers`` quantizes them, and ``forward`` and ``recurrent`` run the layer on them; ``quantize`` puts these
-together. ``checkpoint`` saves what ``state_dict()`` cannot, ``monitor``, ``timing`` and ``pretrained`` look, ``report``
-draws tables.
+layer, ``layers`` quantizes them, and ``forward`` runs the layer on them, with ``recurrent`` and ``cells``, whose hidden
+states are those of ``states``; ``quantize`` puts these together. ``checkpoint`` saves what ``state_dict()`` cannot,
+``monitor``, ``timing`` and ``pretrained`` look, ``report`` draws tables.
 """
 
 from lightning_balq.nn.activation import ActivationQuantizer, settle_ranges_, update_ranges_

@@ -5,9 +5,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_balq.nn.cells import QuantizedCell
 from lightning_balq.nn.inputs import map_first_tensor
 from lightning_balq.nn.layers import RUNNING, STATE, LayerQuantizer, quantized_weights
-from lightning_balq.nn.recurrent import QuantizedCell, QuantizedRecurrent
+from lightning_balq.nn.recurrent import QuantizedRecurrent
 from lightning_balq.nn.swap import Swapped, module_of, original_class
 
 

@@ -14,8 +14,8 @@ from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.forward import input_names
 from lightning_balq.nn.layers import clean_name
 from lightning_balq.nn.quantizer import WeightQuantizer
-from lightning_balq.nn.recurrent import state_names
 from lightning_balq.nn.report import plan_text
+from lightning_balq.nn.states import state_names
 from lightning_balq.nn.weights import QUANTIZABLE, RECURRENT, is_recurrent, peek_weight, weight_names, weight_part
 
 

@@ -11,8 +11,8 @@ from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.forward import SlowPathEncoder, SlowPathEncoderLayer, input_names, layer_mixin
 from lightning_balq.nn.layers import STATE, LayerQuantizer, clean_name, quantized_layers
 from lightning_balq.nn.plan import LayerPlan, Plan, plan
-from lightning_balq.nn.recurrent import state_names, state_quantizer
 from lightning_balq.nn.schedule import Schedule
+from lightning_balq.nn.states import state_names, state_quantizer
 from lightning_balq.nn.swap import Swapped, restore_class, swap_class
 from lightning_balq.nn.weights import peek_weight
 

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from lightning_balq import BalancedQuantizer, QuantizationConfig, UniformQuantizer, quantize_, unquantize_
 from lightning_balq.functional import activation_fake_quantize
 from lightning_balq.nn import activation_quantizers, quantized_layers, recurrent, update_ranges_
-from lightning_balq.nn.recurrent import state_names
+from lightning_balq.nn.states import state_names
 from tests.helpers import assert_equal, everything, hand_quantized, randn, snapshot
 
 LAYERS = {
