@@ -105,26 +105,27 @@ def _unpack(layer: Any, input: Any, hx: Any) -> _Sequences:
         if length == 0:
             raise ValueError(f"{layer.mode}: expected a sequence of at least one step, got shape {tuple(input.shape)}")
         steps = (batch,) * length
-    states = () if hx is None else hx if layer.mode == "LSTM" else (hx,)
+    states: list[Tensor] = [] if hx is None else list(hx) if layer.mode == "LSTM" else [hx]
     if sizes is None and input.dim() == 2:
-        states = tuple(state.unsqueeze(1) for state in states)
+        states = [state.unsqueeze(1) for state in states]
     weight = layer._flat_weights[0]
     if data.dtype != weight.dtype and torch.is_autocast_enabled(data.device.type):
         data = data.to(weight.dtype)
     if order is not None:
-        states = tuple(state.index_select(1, order) for state in states)
-    zeros = _zeros(layer, data, steps[0])
-    hidden, cell = [*(state.to(weight.dtype) for state in states), *zeros[len(states) :]]
+        states = [state.index_select(1, order) for state in states]
+    states = [state.to(weight.dtype) for state in states]
+    hidden, cell = states + _zeros(layer, data, steps[0])[len(states) :]
     layer.check_forward_args(data, (hidden, cell) if layer.mode == "LSTM" else hidden, sizes)
     if sizes is None:
         data = (data.transpose(0, 1) if layer.batch_first else data).flatten(0, 1)
     return _Sequences(data, steps, hidden, cell)
 
 
-def _zeros(layer: Any, data: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+def _zeros(layer: Any, data: Tensor, batch: int) -> list[Tensor]:
     directions = layer.num_layers * (2 if layer.bidirectional else 1)
-    hidden = data.new_zeros(directions, batch, layer.proj_size or layer.hidden_size)
-    return hidden, data.new_zeros(directions, batch, layer.hidden_size)
+    return [
+        data.new_zeros(directions, batch, size) for size in (layer.proj_size or layer.hidden_size, layer.hidden_size)
+    ]
 
 
 def _run_layers(layer: Any, quantizer: LayerQuantizer, sequences: _Sequences) -> tuple[Tensor, Tensor, Tensor]:
