@@ -137,12 +137,15 @@ def dorefa_gradient(W, upstream):
 
 
 def activation(x, k, r, signed):
-    """Codes clamp(round((x - l) / s), 0, n) and levels s c + l in float32, round to even; l = -r if signed, else 0."""
+    """Codes clamp(round((x - l) / s), 0, n) and levels s c + l in float32, round to even; l = -r if signed, else 0.
+
+    Zero stays zero, whatever its code.
+    """
     f = np.float32
     lower = -f(r) if signed else f(0)
     s = np.maximum(f(2 if signed else 1) * f(r) / f(2**k - 1), np.finfo(f).tiny)
     codes = np.clip(np.rint((x.astype(f) - lower) / s), f(0), f(2**k - 1))
-    return codes, s * codes + lower
+    return codes, np.where(x.astype(f) == 0, f(0), s * codes + lower)
 
 
 def effective_bitwidth(counts):

@@ -49,7 +49,7 @@ def activation_codes(x: Tensor, bits: int, *, range: Tensor, signed: Tensor) -> 
         signed: whether the smallest level :math:`l` is ``-range`` instead of 0; boolean scalar tensor.
 
     Returns:
-        float32, shape of ``x``, integers from 0 to ``2**bits - 1``.
+        float32, shape of ``x``, integers from 0 to ``2**bits - 1``; zero has the code of the level next to it.
 
     Raises:
         TypeError: if ``bits`` is not an int or ``x`` not floating point.
@@ -75,6 +75,9 @@ def activation_fake_quantize(x: Tensor, bits: int, *, range: Tensor, signed: Ten
     where :math:`n = 2^b - 1`; unsigned, :math:`l = 0` and :math:`s = r / n`; signed, :math:`l = -r` and
     :math:`s = 2r / n`. Computed in float32 whatever the type of ``x``, so a signed range is at most 1.7e38.
 
+    A value that is exactly zero stays zero, although it is none of the signed levels: it was dropped, padded or masked,
+    and any level would put a bias in its place.
+
     Gradient: straight-through estimator, the identity where ``x`` lies inside the interval, zero outside; no gradient
     for the range.
 
@@ -87,7 +90,7 @@ def activation_fake_quantize(x: Tensor, bits: int, *, range: Tensor, signed: Ten
         signed: whether the interval is :math:`[-r, r]` instead of :math:`[0, r]`; boolean scalar tensor.
 
     Returns:
-        Shape and dtype of ``x``; at most ``2**bits`` distinct values.
+        Shape and dtype of ``x``; at most ``2**bits`` distinct values, and zero.
 
     Raises:
         TypeError: if ``bits`` is not an int or ``x`` not floating point.
@@ -97,11 +100,13 @@ def activation_fake_quantize(x: Tensor, bits: int, *, range: Tensor, signed: Ten
         >>> x = torch.tensor([-0.2, 0.3, 0.6, 1.7])
         >>> activation_fake_quantize(x, 2, range=torch.tensor(1.0), signed=torch.tensor(False))
         tensor([0.0000, 0.3333, 0.6667, 1.0000])
+        >>> x = torch.tensor([-0.2, 0.0, 0.6, 1.7])
         >>> activation_fake_quantize(x, 1, range=torch.tensor(1.0), signed=torch.tensor(True))
-        tensor([-1.,  1.,  1.,  1.])
+        tensor([-1.,  0.,  1.,  1.])
     """
     codes = activation_codes(x, bits, range=range, signed=signed)
     levels = codes * activation_scale(bits, range=range, signed=signed) + _lower(range, signed)
+    levels = torch.where(x.detach().to(torch.float32) == 0, 0.0, levels)
     # Not `clamp`: with tensors as bounds, torch versions disagree about its gradient at the bounds.
     is_inside = (x >= _lower(range, signed)) & (x <= range.detach())
     inside = torch.where(is_inside, x, 0.0)

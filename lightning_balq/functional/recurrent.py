@@ -121,9 +121,9 @@ def recurrent_fake_quantize(
 
 
 def initial_state(state: Tensor, grid: StateGrid) -> Tensor:
-    """Quantize a hidden state that is handed in; zero stays zero, because it means that there is none.
+    """Quantize a hidden state that is handed in; gradient: the identity.
 
-    A state carried over from before is on the levels, and stays where it is. Gradient: the identity.
+    A state carried over from before is on the levels, and stays where it is. Zero stays zero: there is no state.
 
     Args:
         state: hidden state, any shape.
@@ -137,8 +137,7 @@ def initial_state(state: Tensor, grid: StateGrid) -> Tensor:
         >>> initial_state(torch.tensor([0.0, 0.4, -2.0]), grid)
         tensor([ 0.0000,  0.5000, -1.5000])
     """
-    value = state.detach()
-    return straight_through(state, torch.where(value == 0, 0.0, grid.quantize(value)))
+    return straight_through(state, grid.quantize(state.detach()))
 
 
 def step_rows(sizes: Sequence[int], reverse: bool) -> list[tuple[int, int]]:

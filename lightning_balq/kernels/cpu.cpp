@@ -974,7 +974,7 @@ Seen quantize_activations(const float* values, int64_t count, float scale, float
     code = code < 0 ? Floats{} : code;
     code = code > codes ? all(codes) : code;
     code = (code + ROUND) - ROUND;
-    Floats level = code * scale + lowest;
+    Floats level = where(x != 0.0f, code * scale + lowest);
     std::memcpy(levels + at, &level, sizeof(float) * lanes);
     if constexpr (WITH_MASK) {
       Bytes inside = __builtin_convertvector((x >= lowest) & (x <= highest) & 1, Bytes);

@@ -269,3 +269,20 @@ def test_codes_of_any_finite_input_are_monotone_integers_within_range(x, bits, r
     codes = activation_codes(torch.from_numpy(np.sort(x)), bits, **interval(r, signed))
     assert (codes.diff() >= 0).all()
     assert set(codes.tolist()) <= set(range(2**bits))
+
+
+@SIGNED
+@pytest.mark.parametrize("bits", ALL_BITS)
+def test_zero_stays_zero_so_that_dropping_and_quantizing_commute(draw, bits, signed):
+    x = torch.from_numpy(draw("gaussian", 1000))
+    kept = torch.from_numpy(draw("uniform", 1000) > 0)
+    options = interval(1.5, signed)
+    dropped_first = activation_fake_quantize(x * kept, bits, **options)
+    assert_close(dropped_first, activation_fake_quantize(x, bits, **options) * kept, rtol=0, atol=0)
+    assert 400 < int((dropped_first == 0).sum())
+
+
+def test_gradient_reaches_a_value_that_is_zero():
+    x = torch.tensor([0.0, -0.0, 0.4], requires_grad=True)
+    activation_fake_quantize(x, 2, **interval(1.0, True)).sum().backward()
+    assert x.grad.tolist() == [1.0, 1.0, 1.0]

@@ -95,7 +95,8 @@ def _quantize(
     code = tl.where(code < 0, 0.0, code)
     code = tl.where(code > largest, largest, code)
     code = (code + 12582912.0) - 12582912.0  # at 1.5 * 2**23 a float32 has no fraction: rounds to even
-    tl.store(levels + index, (code * scale + lower).to(levels.dtype.element_ty), mask=valid)
+    level = tl.where(x == 0, 0.0, code * scale + lower)
+    tl.store(levels + index, level.to(levels.dtype.element_ty), mask=valid)
     # Bounds are rounded to the type of `x`, as scalars compared with tensors are. Not all devices compare bfloat16.
     if source.dtype.element_ty == tl.float64:
         inside = (values >= lower.to(tl.float64)) & (values <= upper.to(tl.float64))
