@@ -39,7 +39,8 @@ class Setting:
         dropout: share dropped.
         optimizer: `sgd` or `adam`.
         learning_rate: at the beginning.
-        decay: what the learning rate is divided by when the validation does not improve.
+        decay: what the learning rate is divided by.
+        milestones: epochs after which it is divided; `None` for each validation that does not improve.
         gradient_clip: largest norm of the gradient.
         weight_clip: largest magnitude of a weight, of quantized networks.
         granularity: `per_channel` gives every row of a weight its own partition and scale.
@@ -63,6 +64,7 @@ class Setting:
     optimizer: Literal["sgd", "adam"]
     learning_rate: float
     decay: float
+    milestones: tuple[int, ...] | None
     gradient_clip: float
     weight_clip: float
     granularity: Literal["per_tensor", "per_channel"]
@@ -73,21 +75,22 @@ class Setting:
     def numbers(self) -> Record:
         """What a record says about how its network was trained."""
         skipped = ("name", "networks", "widths", "seeds")
-        return {key: value for key, value in asdict(self).items() if key not in skipped}
+        values = {key: value for key, value in asdict(self).items() if key not in skipped}
+        return values | {"milestones": None if self.milestones is None else list(self.milestones)}  # as JSON has it
 
 
 SETTINGS = {
     "reduced": Setting(
         "reduced", networks=("lstm",), widths=("W2A2", "W2"), seeds=(0, 1), train_share=0.1, epochs=2, batch_size=20,
-        steps=20, eval_batch_size=50, units=300, dropout=0.0, optimizer="adam", learning_rate=1e-3, decay=4.0,
-        gradient_clip=10.0, weight_clip=1.0, granularity="per_channel", activation_range="unit", from_float=False,
-        blend_epochs=0.0,
+        steps=20, eval_batch_size=50, units=300, dropout=0.0, optimizer="adam", learning_rate=1e-3, decay=10.0,
+        milestones=(1,), gradient_clip=1.0, weight_clip=1.0, granularity="per_channel", activation_range="unit",
+        from_float=False, blend_epochs=0.0,
     ),
     "full": Setting(
         "full", networks=("lstm", "gru"), widths=("W2A2", "W2", "W4A4", "W2A3", "W3A3"), seeds=(0, 1, 2),
         train_share=1.0, epochs=80, batch_size=20, steps=30, eval_batch_size=10, units=300, dropout=0.5,
-        optimizer="sgd", learning_rate=20.0, decay=1.2, gradient_clip=0.25, weight_clip=1.0, granularity="per_channel",
-        activation_range="unit", from_float=True, blend_epochs=0.5,
+        optimizer="sgd", learning_rate=20.0, decay=1.2, milestones=None, gradient_clip=0.25, weight_clip=1.0,
+        granularity="per_channel", activation_range="unit", from_float=True, blend_epochs=0.5,
     ),
 }  # fmt: skip
 

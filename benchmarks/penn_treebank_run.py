@@ -218,6 +218,7 @@ class Run:
         return LanguageModel(
             self.cell.network, self.data.vocabulary_size, self.setting.units, dropout=self.setting.dropout,
             optimizer=self.setting.optimizer, learning_rate=self.setting.learning_rate, decay=self.setting.decay,
+            milestones=self.setting.milestones,
         )  # fmt: skip
 
     def quantization(self) -> QuantizationCallback | None:

@@ -177,13 +177,16 @@ def note(records: Sequence[Record]) -> str:
 def _training(setting: str, numbers: Record) -> str:
     start = "start from the float network of their seed" if numbers["from_float"] else "are trained from scratch"
     optimizer = {"sgd": "SGD", "adam": "Adam"}[numbers["optimizer"]]
+    decays = "when the validation does not improve"
+    if numbers["milestones"] is not None:
+        decays = f"after epoch {', '.join(map(str, numbers['milestones']))}"
     scales = {"per_tensor": "one scale each", "per_channel": "a scale for each row"}[numbers["granularity"]]
     ranges = {"unit": "in [-1, 1]", "observed": "in the range that training batches show"}[numbers["activation_range"]]
     return (
         f"Setting `{setting}`: Penn Treebank, {100 * numbers['train_share']:g} % of the training text, whole "
         f"validation and test text read in {numbers['eval_batch_size']} columns; {numbers['epochs']} epochs, batch "
         f"{numbers['batch_size']}, {numbers['steps']} steps, dropout {numbers['dropout']:g}, {optimizer} from "
-        f"{numbers['learning_rate']:g}, divided by {numbers['decay']:g} when the validation does not improve, gradient "
+        f"{numbers['learning_rate']:g}, divided by {numbers['decay']:g} {decays}, gradient "
         f"norm {numbers['gradient_clip']:g}. Quantized networks {start}, with weights clipped to "
         f"±{numbers['weight_clip']:g}; embedding, recurrent and softmax weights are quantized, with {scales}; "
         f"activations {ranges}; biases "

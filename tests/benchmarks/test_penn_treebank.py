@@ -16,7 +16,9 @@ from recipes.data import markov
 from recipes.data.markov import MarkovText
 from recipes.models.language import LanguageModel
 
-TINY = replace(SETTINGS["reduced"], units=8, epochs=3, optimizer="sgd", learning_rate=5.0, gradient_clip=0.25)
+TINY = replace(
+    SETTINGS["reduced"], units=8, epochs=3, optimizer="sgd", learning_rate=5.0, milestones=None, gradient_clip=0.25
+)
 FLOAT_CELL, QUANTIZED = Cell("lstm", FLOAT, FLOAT, 0), Cell("lstm", "W2A2", "balanced_mean", 0)
 CPU = torch.device("cpu")
 TIMES = ("step_seconds", "measured_steps", "overhead")
