@@ -176,6 +176,7 @@ def note(records: Sequence[Record]) -> str:
 
 def _training(setting: str, numbers: Record) -> str:
     start = "start from the float network of their seed" if numbers["from_float"] else "are trained from scratch"
+    epochs = "1 epoch" if numbers["epochs"] == 1 else f"{numbers['epochs']} epochs"
     optimizer = {"sgd": "SGD", "adam": "Adam"}[numbers["optimizer"]]
     decays = "when the validation does not improve"
     if numbers["milestones"] is not None:
@@ -184,7 +185,7 @@ def _training(setting: str, numbers: Record) -> str:
     ranges = {"unit": "in [-1, 1]", "observed": "in the range that training batches show"}[numbers["activation_range"]]
     return (
         f"Setting `{setting}`: Penn Treebank, {100 * numbers['train_share']:g} % of the training text, whole "
-        f"validation and test text read in {numbers['eval_batch_size']} columns; {numbers['epochs']} epochs, batch "
+        f"validation and test text read in {numbers['eval_batch_size']} columns; {epochs}, batch "
         f"{numbers['batch_size']}, {numbers['steps']} steps, dropout {numbers['dropout']:g}, {optimizer} from "
         f"{numbers['learning_rate']:g}, divided by {numbers['decay']:g} {decays}, gradient "
         f"norm {numbers['gradient_clip']:g}. Quantized networks {start}, with weights clipped to "

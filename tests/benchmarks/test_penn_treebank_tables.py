@@ -80,7 +80,7 @@ def test_the_note_says_what_was_run_where():
     for text in (
         f"Setting `reduced`: Penn Treebank, {100 * numbers.train_share:g} % of the training text, whole validation",
         "and test text read in 50 columns; ",
-        f"{numbers.epochs} epochs, batch 20, 20 steps, dropout {numbers.dropout}, Adam from 0.0005, divided by 10",
+        f"{numbers.epochs} epoch, batch 20, 20 steps, dropout {numbers.dropout:g}, Adam from 0.0005, divided by 10",
         "are trained from scratch", "biases and cell states stay float", "A float step takes 0.250 s.",
         "Device: cpu, threads: 1; torch 2, lightning 3, lightning_balq 4 (commit 0123456, sources abc)",
         "`python -m benchmarks.penn_treebank --path FOLDER --setting reduced`",
