@@ -46,6 +46,11 @@ class StateGrid(NamedTuple):
         share = self.share.to(state.dtype)
         return state * (1 - share) + levels * share
 
+    def derivative(self, state: Tensor) -> Tensor:
+        """Straight-through derivative of the quantized state by the state."""
+        inside = (state >= torch.where(self.signed, -self.range, 0.0)) & (state <= self.range)
+        return self.mix(torch.ones_like(state), inside.to(state.dtype))
+
 
 class Recurrence(NamedTuple):
     """What a layer computes in one direction, for N rows of B sequences.

@@ -1,17 +1,21 @@
 """Call the compiled CPU code on tensors. Every function returns ``None`` where only the plain form will do."""
 
 import ctypes
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_balq.functional._checks import CENTERS, SCALES, Center, Granularity, Scale
+from lightning_balq.functional.recurrent import StateGrid
 from lightning_balq.kernels.native import library
 from lightning_balq.kernels.plain import is_plain
 
 _DONE, _NOT_FINITE, _NO_MEMORY = range(3)
 _FLOAT32 = torch.float32
+
+Step: TypeAlias = Callable[..., None]
 
 
 class QuantizedActivation(NamedTuple):
@@ -81,45 +85,40 @@ def activation_gradient(gradient: Tensor, mask: Tensor) -> Tensor | None:
     return passed
 
 
-def lstm_forward_(
-    projected: Tensor, before: Tensor, gates: Tensor, cell: Tensor, bounded: Tensor, hidden: Tensor
-) -> bool:
-    """Do what :func:`lightning_balq.kernels.pointwise.lstm_forward_` does; false if nothing was done."""
-    code = _code_for(projected, before, gates, cell, bounded, hidden)
-    if code is None:
-        return False
-    code.balq_lstm_forward(
-        *map(_pointer, (projected, before)),
-        *_size(hidden),
-        *map(_pointer, (gates, cell, bounded, hidden)),
+class _State(ctypes.Structure):
+    """Levels of a hidden state, as recurrent.cpp reads them."""
+
+    _fields_ = (
+        ("bits", ctypes.c_int32),
+        ("range", ctypes.c_float),
+        ("share", ctypes.c_float),
+        ("is_signed", ctypes.c_uint8),
     )
-    return True
 
 
-def lstm_backward_(
-    gates: Tensor, before: Tensor, bounded: Tensor, passed: Tensor, by_hidden: Tensor, by_cell: Tensor, by_gates: Tensor
-) -> bool:
-    """Do what :func:`lightning_balq.kernels.pointwise.lstm_backward_` does; false if nothing was done."""
-    code = _code_for(gates, before, bounded, passed, by_hidden, by_cell, by_gates)
-    if code is None:
-        return False
-    code.balq_lstm_backward(
-        *map(_pointer, (gates, before, bounded, passed, by_hidden)),
-        *_size(by_hidden),
-        *map(_pointer, (by_cell, by_gates)),
-    )
-    return True
+def lstm_steps(example: Tensor, grid: StateGrid) -> tuple[Step, Step] | None:
+    """Compiled forms of what :mod:`lightning_balq.kernels.pointwise` does in an LSTM, forward and back.
 
-
-def _code_for(*tensors: Tensor) -> ctypes.CDLL | None:
-    """Return the compiled code if it can take tensors of these types and strides."""
-    if any(tensor.dtype != _FLOAT32 or not tensor.is_contiguous() or not tensor.is_cpu for tensor in tensors):
+    They take contiguous tensors of the type of ``example``, unchecked: checking them would take as long as the work.
+    """
+    code = library()
+    if code is None or example.dtype != _FLOAT32:
         return None
-    return library()
+    share = 1.0 if grid.share is None else float(grid.share)
+    state = _State(grid.bits, float(grid.range), share, bool(grid.signed))
+    threads = torch.get_num_threads()
 
+    def forward_(*tensors: Tensor) -> None:
+        pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
+        rows, width = map(ctypes.c_int64, tensors[-1].shape)
+        _check_memory(code.balq_lstm_forward(*pointers, rows, width, threads, ctypes.byref(state)))
 
-def _size(hidden: Tensor) -> tuple[ctypes.c_int64, ctypes.c_int64, int]:
-    return ctypes.c_int64(hidden.shape[0]), ctypes.c_int64(hidden.shape[1]), torch.get_num_threads()
+    def backward_(*tensors: Tensor) -> None:
+        pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
+        rows, width = map(ctypes.c_int64, tensors[-1].shape)
+        code.balq_lstm_backward(*pointers, rows, width, threads, ctypes.byref(state))
+
+    return forward_, backward_
 
 
 def _quantize(

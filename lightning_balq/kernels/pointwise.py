@@ -12,7 +12,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from lightning_balq.functional.recurrent import StateGrid
 from lightning_balq.kernels import cpu, gpu
+from lightning_balq.kernels.activations import activation_fake_quantize
 
 Pointwise: TypeAlias = Callable[..., None]
 
@@ -21,17 +23,28 @@ _tanh_gradient = torch.ops.aten.tanh_backward
 
 
 def lstm_forward_(
-    projected: Tensor, before: Tensor, gates: Tensor, cell: Tensor, bounded: Tensor, hidden: Tensor
+    projected: Tensor,
+    gates: Tensor,
+    before: Tensor,
+    bounded: Tensor,
+    raw: Tensor,
+    states: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    grid: StateGrid,
 ) -> None:
     """Finish one step of an LSTM.
 
     Args:
         projected: input products, shape ``(B, 4 * H)``; read.
-        before: cell state before the step, shape ``(B, H)``; read.
         gates: recurrent products; becomes the input, forget, candidate and output gates.
-        cell: becomes the cell state.
-        bounded: becomes its hyperbolic tangent.
-        hidden: becomes the hidden state.
+        before: becomes the cell state before the step, shape ``(B, H)``.
+        bounded: becomes the hyperbolic tangent of the cell state after it.
+        raw: becomes the hidden state.
+        states: becomes the quantized hidden state.
+        hidden: likewise.
+        cell: cell state before the step; becomes that after it.
+        grid: levels of the hidden state.
     """
     gates.add_(projected)
     entry, forget, candidate, exit_ = gates.chunk(4, dim=1)
@@ -39,28 +52,40 @@ def lstm_forward_(
     forget.sigmoid_()
     candidate.tanh_()
     exit_.sigmoid_()
+    before.copy_(cell)
     cell.copy_(torch.addcmul(forget * before, entry, candidate))
     bounded.copy_(cell.tanh())
-    hidden.copy_(exit_ * bounded)
+    raw.copy_(exit_ * bounded)
+    quantize_(raw, states, hidden, grid)
 
 
 def lstm_backward_(
-    gates: Tensor, before: Tensor, bounded: Tensor, passed: Tensor, by_hidden: Tensor, by_cell: Tensor, by_gates: Tensor
+    gates: Tensor,
+    before: Tensor,
+    bounded: Tensor,
+    raw: Tensor,
+    by_states: Tensor,
+    by_gates: Tensor,
+    by_hidden: Tensor,
+    by_cell: Tensor,
+    grid: StateGrid,
 ) -> None:
     """Begin one step back through an LSTM.
 
     Args:
-        gates: what :func:`lstm_forward_` left; read, as are ``before`` and ``bounded``.
+        gates: what :func:`lstm_forward_` left; read, as are ``before``, ``bounded`` and ``raw``.
         before: cell state before the step.
         bounded: hyperbolic tangent of the cell state after it.
-        passed: derivative of the quantized hidden state by the hidden state; read.
-        by_hidden: gradient of the quantized hidden state; read.
-        by_cell: gradient of the cell state after the step; becomes that before it.
+        raw: hidden state before it was quantized.
+        by_states: gradient of the quantized hidden state as the layer returns it; read.
         by_gates: becomes the gradient of the products.
+        by_hidden: gradient of the quantized hidden state as the next step uses it; read.
+        by_cell: gradient of the cell state after the step; becomes that before it.
+        grid: levels of the hidden state.
     """
     entry, forget, candidate, exit_ = gates.chunk(4, dim=1)
     parts = by_gates.chunk(4, dim=1)
-    hidden = by_hidden * passed
+    hidden = (by_hidden + by_states) * grid.derivative(raw)
     parts[3].copy_(_sigmoid_gradient(hidden * bounded, exit_))
     state = by_cell + _tanh_gradient(hidden * exit_, bounded)
     parts[0].copy_(_sigmoid_gradient(state * candidate, entry))
@@ -70,23 +95,33 @@ def lstm_backward_(
 
 
 def gru_forward_(
-    projected: Tensor, product: Tensor, before: Tensor, gates: Tensor, candidate: Tensor, hidden: Tensor
+    projected: Tensor,
+    product: Tensor,
+    gates: Tensor,
+    candidate: Tensor,
+    raw: Tensor,
+    states: Tensor,
+    hidden: Tensor,
+    grid: StateGrid,
 ) -> None:
     """Finish one step of a GRU.
 
     Args:
         projected: input products, shape ``(B, 3 * H)``; read.
         product: recurrent products with their bias, shape ``(B, 3 * H)``; read.
-        before: hidden state before the step, shape ``(B, H)``; read.
         gates: becomes the reset and update gates, shape ``(B, 2 * H)``.
-        candidate: becomes the candidate.
-        hidden: becomes the hidden state.
+        candidate: becomes the candidate, shape ``(B, H)``.
+        raw: becomes the hidden state.
+        states: becomes the quantized hidden state.
+        hidden: quantized hidden state before the step; becomes that after it.
+        grid: levels of the hidden state.
     """
-    width = before.shape[1]
+    width = hidden.shape[1]
     torch.add(projected[:, : 2 * width], product[:, : 2 * width], out=gates)
     gates.sigmoid_()
     candidate.copy_(torch.addcmul(projected[:, 2 * width :], gates[:, :width], product[:, 2 * width :]).tanh())
-    hidden.copy_(torch.lerp(candidate, before, gates[:, width:]))
+    raw.copy_(torch.lerp(candidate, hidden, gates[:, width:]))
+    quantize_(raw, states, hidden, grid)
 
 
 def gru_backward_(
@@ -94,26 +129,31 @@ def gru_backward_(
     candidate: Tensor,
     product: Tensor,
     before: Tensor,
-    passed: Tensor,
-    by_hidden: Tensor,
+    raw: Tensor,
+    by_states: Tensor,
     by_product: Tensor,
     by_candidate: Tensor,
+    by_hidden: Tensor,
+    grid: StateGrid,
 ) -> None:
     """Begin one step back through a GRU.
 
     Args:
-        gates: what :func:`gru_forward_` left; read, as are ``candidate``, ``product`` and ``before``.
+        gates: what :func:`gru_forward_` left; read, as are ``candidate``, ``product``, ``before`` and ``raw``.
         candidate: the candidate.
         product: recurrent products.
-        before: hidden state before the step.
-        passed: derivative of the quantized hidden state by the hidden state; read.
-        by_hidden: gradient of the quantized hidden state; becomes the part of that of ``before`` that needs no product.
+        before: quantized hidden state before the step.
+        raw: hidden state before it was quantized.
+        by_states: gradient of the quantized hidden state as the layer returns it; read.
         by_product: becomes the gradient of the recurrent products.
         by_candidate: becomes the gradient of the input product of the candidate; those of the gates are the same.
+        by_hidden: gradient of the quantized hidden state as the next step uses it; becomes the part of that of
+            ``before`` that needs no product.
+        grid: levels of the hidden state.
     """
     width = before.shape[1]
     reset, update = gates.chunk(2, dim=1)
-    hidden = by_hidden * passed
+    hidden = (by_hidden + by_states) * grid.derivative(raw)
     by_candidate.copy_(_tanh_gradient((1 - update) * hidden, candidate))
     by_product[:, :width].copy_(_sigmoid_gradient(by_candidate * product[:, 2 * width :], reset))
     by_product[:, width : 2 * width].copy_(_sigmoid_gradient((before - candidate) * hidden, update))
@@ -121,17 +161,32 @@ def gru_backward_(
     by_hidden.copy_(update * hidden)
 
 
-_ON_CPU: dict[Pointwise, Callable[..., bool]] = {
-    lstm_forward_: cpu.lstm_forward_,
-    lstm_backward_: cpu.lstm_backward_,
-}
+def quantize_(raw: Tensor, states: Tensor, hidden: Tensor, grid: StateGrid) -> None:
+    """Quantize a hidden state ``raw``; ``states`` and ``hidden`` become the result."""
+    levels, _ = activation_fake_quantize(raw, grid.bits, range=grid.range, signed=grid.signed)
+    states.copy_(grid.mix(raw, levels))
+    hidden.copy_(states)
 
 
-def fused(function: Pointwise, example: Tensor) -> Pointwise:
-    """Return what does the same as one of the functions above in one pass, for tensors like ``example``."""
-    if example.is_cpu and function in _ON_CPU:
-        return functools.partial(_or_plain, _ON_CPU[function], function)
-    return compiled(function) if gpu.activation_kernels(example) is not None else function
+def fused(functions: tuple[Pointwise, Pointwise], example: Tensor, grid: StateGrid) -> tuple[Pointwise, Pointwise]:
+    """Return what does the same as two of the functions above, forward and back, each in one pass where possible.
+
+    Args:
+        functions: those of one kind of cell.
+        example: the functions returned take contiguous tensors of its type and on its device.
+        grid: levels of the hidden state; the functions returned know it.
+    """
+    if example.is_cpu and functions == LSTM:
+        steps = cpu.lstm_steps(example, grid)
+        if steps is not None:
+            return steps
+    if gpu.activation_kernels(example) is not None:
+        functions = compiled(functions[0]), compiled(functions[1])
+    return functools.partial(functions[0], grid=grid), functools.partial(functions[1], grid=grid)
+
+
+LSTM = lstm_forward_, lstm_backward_
+GRU = gru_forward_, gru_backward_
 
 
 @functools.cache
@@ -140,11 +195,11 @@ def compiled(function: Pointwise, backend: str = "inductor") -> Pointwise:
     quick: Pointwise | None = torch.compile(function, dynamic=True, fullgraph=True, backend=backend)
 
     @functools.wraps(function)
-    def run(*arguments: Any) -> None:
+    def run(*arguments: Any, **options: Any) -> None:
         nonlocal quick
         if quick is not None:
             try:
-                return quick(*arguments)
+                return quick(*arguments, **options)
             except Exception as error:  # torch names no common class for what a compiler can go wrong with
                 quick = None
                 warnings.warn(
@@ -153,11 +208,6 @@ def compiled(function: Pointwise, backend: str = "inductor") -> Pointwise:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        return function(*arguments)
+        return function(*arguments, **options)
 
     return run
-
-
-def _or_plain(quick: Callable[..., bool], plain: Pointwise, *arguments: Any) -> None:
-    if not quick(*arguments):
-        plain(*arguments)

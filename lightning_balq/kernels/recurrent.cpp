@@ -1,4 +1,4 @@
-// Steps of an LSTM on the CPU: what follows and precedes the product with the recurrent weight, in one pass each way.
+// Steps of an LSTM on the CPU: what follows and precedes the product with the recurrent weight, in one call each way.
 //
 // Exponentials are computed here, in vectors, within two units in the last place.
 //
@@ -91,13 +91,25 @@ inline void for_columns(int64_t width, Work work) {
 
 }  // namespace
 
+// Levels of a hidden state; `share` says how much of it is quantized, the rest being float.
+struct State {
+  int32_t bits;
+  float range;
+  float share;
+  uint8_t is_signed;
+};
+
 extern "C" {
 
+int balq_activation(const float* values, int64_t count, int bits, const float* range, const uint8_t* is_signed,
+                    float spread, int threads, float* levels, uint8_t* mask, float* seen);
+
 // One step forward. `gates` holds the recurrent products of each row (input, forget, candidate, output; each of
-// `width` values) and gets the gates; `cell`, `bounded` and `hidden` get the new cell state, its hyperbolic tangent and
-// the hidden state. Everything is contiguous.
-void balq_lstm_forward(const float* projected, const float* before, int64_t rows, int64_t width, int threads,
-                       float* gates, float* cell, float* bounded, float* hidden) {
+// `width` values) and gets the gates; `cell` holds the cell state and gets the new one; `before`, `bounded`, `raw`,
+// `states` and `hidden` get the old cell state, the hyperbolic tangent of the new one, the hidden state, and that
+// quantized, twice. Everything is contiguous.
+int balq_lstm_forward(const float* projected, float* gates, float* before, float* bounded, float* raw, float* states,
+                      float* hidden, float* cell, int64_t rows, int64_t width, int threads, const State* state) {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && rows * width > GRAIN)
   for (int64_t row = 0; row < rows; ++row) {
     const float* p = projected + 4 * row * width;
@@ -107,25 +119,37 @@ void balq_lstm_forward(const float* projected, const float* before, int64_t rows
       auto sum = [&](int gate) { return load(p + gate * width + at, lanes) + load(g + gate * width + at, lanes); };
       Floats entry = sigmoid(sum(0)), forget = sigmoid(sum(1));
       Floats candidate = hyperbolic_tangent(sum(2)), exit = sigmoid(sum(3));
-      Floats state = forget * load(before + start + at, lanes) + entry * candidate;
-      Floats limited = hyperbolic_tangent(state);
+      Floats old = load(cell + start + at, lanes);
+      Floats now = forget * old + entry * candidate;
+      Floats limited = hyperbolic_tangent(now);
       store(entry, g + at, lanes);
       store(forget, g + width + at, lanes);
       store(candidate, g + 2 * width + at, lanes);
       store(exit, g + 3 * width + at, lanes);
-      store(state, cell + start + at, lanes);
+      store(old, before + start + at, lanes);
+      store(now, cell + start + at, lanes);
       store(limited, bounded + start + at, lanes);
-      store(exit * limited, hidden + start + at, lanes);
+      store(exit * limited, raw + start + at, lanes);
     });
   }
+  int64_t count = rows * width;
+  int status = balq_activation(raw, count, state->bits, &state->range, &state->is_signed, 0.0f, threads, states,
+                               nullptr, nullptr);
+  if (state->share < 1.0f) {
+    for (int64_t at = 0; at < count; ++at) states[at] = raw[at] * (1.0f - state->share) + states[at] * state->share;
+  }
+  std::memcpy(hidden, states, sizeof(float) * count);
+  return status;
 }
 
-// One step back. `passed` is the derivative of the quantized by the hidden state, `by_hidden` the gradient of the
-// former; `by_cell` holds the gradient of the new cell state and gets that of the old one; `by_gates` gets the gradient
-// of the products.
-void balq_lstm_backward(const float* gates, const float* before, const float* bounded, const float* passed,
-                        const float* by_hidden, int64_t rows, int64_t width, int threads, float* by_cell,
-                        float* by_gates) {
+// One step back. `by_states` and `by_hidden` are the gradients of the quantized hidden state as the layer returns it
+// and as the next step uses it; `by_cell` holds the gradient of the new cell state and gets that of the old one;
+// `by_gates` gets the gradient of the products; the others are as the step forward left them.
+void balq_lstm_backward(const float* gates, const float* before, const float* bounded, const float* raw,
+                        const float* by_states, float* by_gates, const float* by_hidden, float* by_cell, int64_t rows,
+                        int64_t width, int threads, const State* state) {
+  const float lowest = state->is_signed ? -state->range : 0.0f;
+  const Floats outside = all(1.0f - state->share);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && rows * width > GRAIN)
   for (int64_t row = 0; row < rows; ++row) {
     const float* g = gates + 4 * row * width;
@@ -134,14 +158,15 @@ void balq_lstm_backward(const float* gates, const float* before, const float* bo
     for_columns(width, [&](int64_t at, auto lanes) {
       Floats entry = load(g + at, lanes), forget = load(g + width + at, lanes);
       Floats candidate = load(g + 2 * width + at, lanes), exit = load(g + 3 * width + at, lanes);
-      Floats limited = load(bounded + start + at, lanes);
-      Floats hidden = load(by_hidden + start + at, lanes) * load(passed + start + at, lanes);
-      Floats state = load(by_cell + start + at, lanes) + hidden * exit * (1.0f - limited * limited);
-      store(state * candidate * entry * (1.0f - entry), to + at, lanes);
-      store(state * load(before + start + at, lanes) * forget * (1.0f - forget), to + width + at, lanes);
-      store(state * entry * (1.0f - candidate * candidate), to + 2 * width + at, lanes);
+      Floats limited = load(bounded + start + at, lanes), value = load(raw + start + at, lanes);
+      Floats passed = choose((value >= lowest) & (value <= state->range), all(1.0f), outside);
+      Floats hidden = (load(by_hidden + start + at, lanes) + load(by_states + start + at, lanes)) * passed;
+      Floats now = load(by_cell + start + at, lanes) + hidden * exit * (1.0f - limited * limited);
+      store(now * candidate * entry * (1.0f - entry), to + at, lanes);
+      store(now * load(before + start + at, lanes) * forget * (1.0f - forget), to + width + at, lanes);
+      store(now * entry * (1.0f - candidate * candidate), to + 2 * width + at, lanes);
       store(hidden * limited * exit * (1.0f - exit), to + 3 * width + at, lanes);
-      store(state * forget, by_cell + start + at, lanes);
+      store(now * forget, by_cell + start + at, lanes);
     });
   }
 }

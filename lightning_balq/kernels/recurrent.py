@@ -9,7 +9,6 @@ from torch import Tensor
 from lightning_balq import functional
 from lightning_balq.functional._tracing import has_memory, has_tangent, is_traced
 from lightning_balq.functional.recurrent import Mode, Recurrence, StateGrid, step_rows
-from lightning_balq.kernels.activations import activation_fake_quantize
 from lightning_balq.kernels.cells import KERNELS, Carried
 
 
@@ -63,56 +62,41 @@ class _Recurrence(torch.autograd.Function):
         sizes: tuple[int, ...],
         reverse: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        kernel = KERNELS[mode](projected)
+        kernel = KERNELS[mode](projected, grid)
         buffers = kernel.buffers(projected, weight.shape[1])
-        states = torch.empty_like(buffers[0])
-        state = Carried(hidden.clone(), cell.clone())
+        state = Carried(*(given.clone(memory_format=torch.contiguous_format) for given in (hidden, cell)))
         transposed = weight.t().contiguous()  # once, for products that run through it row by row
-        for given, levels, *rows in _walk(sizes, reverse, projected, states, *buffers):
-            now = state.first(len(given))
-            kernel.step_(tuple(rows), given, now, transposed, bias)
-            now.hidden.copy_(levels.copy_(_quantize(rows[0], grid)))
-        ctx.save_for_backward(projected, hidden, cell, weight, bias, states, *buffers)
+        for given, *rows in _walk(sizes, reverse, projected.contiguous(), *buffers):
+            kernel.step_(given, tuple(rows), state.first(len(given)), transposed, bias)
+        raw, states, *_ = buffers
+        ctx.save_for_backward(projected, hidden, cell, weight, bias, *buffers)
         ctx.arguments = mode, grid, sizes, reverse
-        ctx.mark_non_differentiable(buffers[0])
-        return states, state.hidden, state.cell, buffers[0]
+        ctx.mark_non_differentiable(raw)
+        return states, *state, raw
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         by_states, by_hidden, by_cell, _ = gradients
         if torch.is_grad_enabled():
             return (*_differentiable_gradients(ctx, by_states, by_hidden, by_cell), None, None, None, None)
-        _, hidden, cell, weight, bias, states, *buffers = ctx.saved_tensors
+        _, hidden, _, weight, bias, *filled = ctx.saved_tensors
         mode, grid, sizes, reverse = ctx.arguments
-        kernel, order = KERNELS[mode](weight), step_rows(sizes, reverse)
-        before = Carried(_before(states, hidden, order), _before(buffers[2], cell, order) if mode == "LSTM" else cell)
-        buffers = kernel.buffers_back(tuple(buffers), before, _derivative(buffers[0], grid))
-        gradient = Carried(by_hidden.clone(), by_cell.clone())
-        for given, *rows in _walk(sizes, not reverse, by_states, *buffers):
-            now = gradient.first(len(given))
-            now.hidden.add_(given)
-            kernel.step_back_(tuple(rows), now, weight)
+        kernel = KERNELS[mode](weight, grid)
+        before = _before(filled[1], hidden, step_rows(sizes, reverse))
+        buffers = kernel.buffers_back(tuple(filled), before)
+        gradient = Carried(*(given.clone(memory_format=torch.contiguous_format) for given in (by_hidden, by_cell)))
+        for given, *rows in _walk(sizes, not reverse, by_states.contiguous(), *buffers):
+            kernel.step_back_(given, tuple(rows), gradient.first(len(given)), weight)
         by_projected, by_recurrent = kernel.gradients(buffers)
-        by_weight = by_recurrent.t() @ before.hidden
+        by_weight = by_recurrent.t() @ before
         by_bias = None if bias is None else by_recurrent.sum(0)
-        return by_projected, gradient.hidden, gradient.cell, by_weight, by_bias, None, None, None, None
+        return by_projected, *gradient, by_weight, by_bias, None, None, None, None
 
 
 def _walk(sizes: tuple[int, ...], reverse: bool, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Rows of each step, of all tensors."""
     steps = list(zip(*(torch.split(tensor, list(sizes)) for tensor in tensors), strict=True))
     return reversed(steps) if reverse else iter(steps)
-
-
-def _quantize(raw: Tensor, grid: StateGrid) -> Tensor:
-    levels, _ = activation_fake_quantize(raw, grid.bits, range=grid.range, signed=grid.signed)
-    return grid.mix(raw, levels)
-
-
-def _derivative(raw: Tensor, grid: StateGrid) -> Tensor:
-    """Derivative of the quantized hidden state by the hidden state."""
-    inside = (raw >= torch.where(grid.signed, -grid.range, 0.0)) & (raw <= grid.range)
-    return grid.mix(torch.ones_like(raw), inside.to(raw.dtype))
 
 
 def _before(after: Tensor, initial: Tensor, order: list[tuple[int, int]]) -> Tensor:
