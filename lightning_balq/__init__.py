@@ -1,10 +1,17 @@
 """Balanced low-bit quantization-aware training for PyTorch Lightning."""
 
 from lightning_balq import functional, metrics
-from lightning_balq.callback import BalancedQuantization, DoReFaQuantization, UniformQuantization
+from lightning_balq.callback import (
+    BalancedQuantization,
+    DoReFaQuantization,
+    LSQQuantization,
+    UniformQuantization,
+)
 from lightning_balq.nn import (
     BalancedQuantizer,
     DoReFaQuantizer,
+    LearnedBalancedQuantizer,
+    LSQQuantizer,
     QuantizationConfig,
     UniformQuantizer,
     quantize_,
@@ -18,6 +25,9 @@ __all__ = [
     "BalancedQuantizer",
     "DoReFaQuantization",
     "DoReFaQuantizer",
+    "LSQQuantization",
+    "LSQQuantizer",
+    "LearnedBalancedQuantizer",
     "QuantizationConfig",
     "UniformQuantization",
     "UniformQuantizer",

@@ -4,13 +4,14 @@ They decide *when*: everything they do to a model is done by :mod:`lightning_bal
 """
 
 import functools
+import math
 import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,6 +20,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lightning_balq.functional._checks import Center, Granularity, Scale
+from lightning_balq.functional.lsq import Grid
 from lightning_balq.nn.activation import (
     ActivationQuantizer,
     ActivationRange,
@@ -29,11 +31,20 @@ from lightning_balq.nn.activation import (
 from lightning_balq.nn.cache import LevelCache
 from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.layers import activation_quantizers, quantized_layers
+from lightning_balq.nn.learned import is_starting, learned_parameters, restart_learning
 from lightning_balq.nn.monitor import CodeMonitor, CodeStatistics
+from lightning_balq.nn.parameter_groups import fit_schedule_to_groups, separate_groups
 from lightning_balq.nn.plan import Plan, plan
 from lightning_balq.nn.pretrained import evidence_of_training
 from lightning_balq.nn.quantize import quantize_
-from lightning_balq.nn.quantizer import BalancedQuantizer, DoReFaQuantizer, UniformQuantizer, WeightQuantizer
+from lightning_balq.nn.quantizer import (
+    BalancedQuantizer,
+    DoReFaQuantizer,
+    LearnedBalancedQuantizer,
+    LSQQuantizer,
+    UniformQuantizer,
+    WeightQuantizer,
+)
 from lightning_balq.nn.report import plan_table, record_table
 from lightning_balq.nn.schedule import Schedule, blend_at
 from lightning_balq.nn.timing import QuantizationTimer
@@ -75,6 +86,7 @@ class QuantizationCallback(Callback, ABC):
     weight_bits_by_layer: Mapping[str, int] = field(default_factory=dict)
     activation_bits_by_layer: Mapping[str, int] = field(default_factory=dict)
     quantize_first_last: bool = False
+    learned_lr_factor: float = 1.0
     start_step: int = 0
     blend_steps: int = 0
     reuse_quantized: bool = True
@@ -90,6 +102,11 @@ class QuantizationCallback(Callback, ABC):
                 raise TypeError(f"`{argument}` must be an int, got {value!r} of type {type(value).__name__}")
             if value < 0:
                 raise ValueError(f"`{argument}` must not be negative, got {value}")
+        factor = self.learned_lr_factor
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)):
+            raise TypeError(f"`learned_lr_factor` must be a number, got {factor!r} of type {type(factor).__name__}")
+        if not 0 < factor < math.inf:
+            raise ValueError(f"`learned_lr_factor` must be a positive number, got {factor}")
         if not isinstance(self.reuse_quantized, bool):
             raise TypeError(f"`reuse_quantized` must be a bool, got {self.reuse_quantized!r}")
         if self.name is not None and not isinstance(self.name, str):
@@ -147,13 +164,34 @@ class QuantizationCallback(Callback, ABC):
             )
         builder = _late_builder(pl_module)
         if builder is None:
-            self._quantize(pl_module)
+            self._quantize(pl_module, trainer)
         else:
-            _call_after(pl_module, builder, self._quantize)
+            _call_after(pl_module, builder, functools.partial(self._quantize, trainer=trainer))
+        if stage == "fit":
+            pl_module.__dict__["configure_optimizers"] = functools.partial(
+                _configure_optimizers, pl_module, pl_module.__dict__.get("configure_optimizers"), self.learned_lr_factor
+            )
 
-    def _quantize(self, pl_module: LightningModule) -> None:
+    def _quantize(self, pl_module: LightningModule, trainer: Trainer) -> None:
         self._trained_as_float = "" if any(quantized_layers(pl_module)) else evidence_of_training(pl_module)
         self._plan = quantize_(pl_module, self._config())
+        if any(learned_parameters(pl_module)):
+            self._check_learning(trainer)
+
+    def _check_learning(self, trainer: Trainer) -> None:
+        """Refuse what learned parameters cannot be combined with."""
+        if trainer.strategy.restore_checkpoint_after_setup:
+            raise MisconfigurationException(
+                f"{type(self).__name__} learns scales or ranges, which {type(trainer.strategy).__name__} would shard: "
+                'use another `strategy`, or a fixed `scale` and `activation_range="observed"`'
+            )
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        for callback in callbacks:
+            if getattr(callback, "_average_model", None) is not None:
+                raise MisconfigurationException(
+                    f"{type(callback).__name__} copied the model before {type(self).__name__} added what it learns: "
+                    f"list {type(self).__name__} first in the callbacks of the Trainer"
+                )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what is quantized, and warn if that is likely to destroy a trained model."""
@@ -183,6 +221,8 @@ class QuantizationCallback(Callback, ABC):
         """Set the schedule to where training stands."""
         self._follow_schedule(trainer, pl_module)
         self._inputs = activation_quantizers(pl_module)
+        for config in trainer.lr_scheduler_configs:
+            fit_schedule_to_groups(config.scheduler)
         self._recorded_step = self._batch_step = trainer.global_step
         self._stride = 1
         self._forget_levels()
@@ -219,6 +259,10 @@ class QuantizationCallback(Callback, ABC):
         """Take nothing for granted in a second forward of a batch: weights may have been edited in between."""
         if self._cache is not None:
             self._cache.doubt()
+        starting = [quantizer for quantizer in self._inputs if is_starting(quantizer)]
+        if starting:  # before the optimizer's step, and before anything averages the parameters
+            update_ranges_(starting, _sum_over_ranks(trainer))
+            settle_ranges_(starting)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what the last full interval left out."""
@@ -336,7 +380,10 @@ class QuantizationCallback(Callback, ABC):
     def _follow_schedule(self, trainer: Trainer, pl_module: LightningModule) -> Schedule:
         if self._schedule is None:
             self._schedule = next(state.schedule for _, _, state in quantized_layers(pl_module))
+        before = self._schedule.phase
         self._schedule.set_blend(blend_at(trainer.global_step, self.start_step, self.blend_steps))
+        if before == "float" and self._schedule.phase != "float":
+            restart_learning(pl_module)  # the weights are no longer those that scales were made for
         return self._schedule
 
     def _stop_clock(self, device: torch.device) -> float | None:
@@ -443,6 +490,7 @@ class QuantizationCallback(Callback, ABC):
             waiting = pl_module.__dict__.get(name)
             if isinstance(waiting, functools.partial) and waiting.func is _hook_then_action:
                 del pl_module.__dict__[name]
+        _restore_configure_optimizers(pl_module)
         self._forget()
 
 
@@ -455,13 +503,14 @@ class BalancedQuantization(QuantizationCallback):
         activation_bits: width of the codes of layer inputs and of the hidden states of recurrent layers, 1 to 8;
             ``None`` leaves activations float.
         center: where a bin is split: its ``"mean"`` (cheaper) or its ``"median"`` (exact quantiles).
-        scale: outermost level at ``"max"`` magnitude (the paper), at 1.25 times the ``"mean"`` magnitude, or where the
-            levels fit the weight best (``"least_squares"``).
+        scale: outermost level at ``"max"`` magnitude (the paper), at 1.25 times the ``"mean"`` magnitude, where the
+            levels fit the weight best (``"least_squares"``), or there at first and then ``"learned"``, as LSQ does.
         granularity: one partition and scale per weight (``"per_tensor"``) or per output channel (``"per_channel"``).
         recurrent: quantizer of the hidden-to-hidden weights of recurrent layers, with its own width, such as
             ``UniformQuantizer(bits=4)``; ``None`` for that of all weights.
-        activation_range: ``"unit"`` clips activations to [0, 1] (the paper); ``"observed"`` to a running range. Hidden
-            states that tanh bounds are always in [-1, 1].
+        activation_range: ``"unit"`` clips activations to [0, 1] (the paper); ``"observed"`` to a running range;
+            ``"pact"`` (Choi et al. 2018) and ``"lsq"`` (Esser et al. 2020) to one that is learned. Hidden states that
+            tanh bounds are always in [-1, 1].
         activation_sign: whether activations can be negative: ``"auto"`` finds out from training batches.
         include: patterns of layers to quantize; see :class:`lightning_balq.QuantizationConfig`.
         exclude: patterns of layers to leave float.
@@ -470,6 +519,7 @@ class BalancedQuantization(QuantizationCallback):
         quantize_first_last: also quantize the first and the last layer.
         start_step: optimizer steps to train in float first.
         blend_steps: optimizer steps over which the quantized network is blended in after that.
+        learned_lr_factor: factor of the learning rate of learned scales and ranges, > 0.
         reuse_quantized: quantize a weight once for all forwards between two of its changes. Turn it off if your code
             writes to ``parameter.data`` between batches whose gradients are accumulated: nothing shows such a change.
         record_every_n_steps: optimizer steps between two records; 0 records nothing.
@@ -487,10 +537,12 @@ class BalancedQuantization(QuantizationCallback):
 
     _: KW_ONLY
     center: Center = "mean"
-    scale: Scale = "max"
+    scale: Scale | Literal["learned"] = "max"
     granularity: Granularity = "per_tensor"
 
     def _quantizer(self) -> WeightQuantizer:
+        if self.scale == "learned":
+            return LearnedBalancedQuantizer(self.weight_bits, self.granularity, self.center)
         return BalancedQuantizer(self.weight_bits, self.center, self.scale, self.granularity)
 
 
@@ -541,6 +593,35 @@ class DoReFaQuantization(QuantizationCallback):
         return DoReFaQuantizer(self.weight_bits)
 
 
+@dataclass(eq=False)
+class LSQQuantization(QuantizationCallback):
+    """Train with learned step sizes, the baseline of Esser et al. 2020 (arXiv:1902.08153).
+
+    Args:
+        grid: ``"integer"`` (the paper's, with a level at zero, from 2 bits on) or ``"symmetric"`` (that of balanced
+            quantization, from 1 bit on).
+        granularity: one scale per weight (``"per_tensor"``) or per output channel (``"per_channel"``).
+
+    All other arguments are those of :class:`BalancedQuantization`; the paper's activations are
+    ``activation_range="lsq"``.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if an argument is out of range.
+
+    Example:
+        >>> LSQQuantization(weight_bits=2, activation_bits=2, activation_range="lsq").grid
+        'integer'
+    """
+
+    _: KW_ONLY
+    grid: Grid = "integer"
+    granularity: Granularity = "per_tensor"
+
+    def _quantizer(self) -> WeightQuantizer:
+        return LSQQuantizer(self.weight_bits, self.granularity, self.grid)
+
+
 def _late_builder(pl_module: LightningModule) -> str | None:
     """Name of the last hook in which the user may build layers, if there is one."""
     return next((name for name in ("configure_model", "setup") if _is_users(pl_module, name)), None)
@@ -563,6 +644,23 @@ def _hook_then_action(
     del pl_module.__dict__[name]
     getattr(pl_module, name)(*args, **kwargs)
     action(pl_module)
+
+
+def _configure_optimizers(pl_module: LightningModule, present: Callable[[], Any] | None, lr_factor: float) -> Any:
+    """``configure_optimizers`` of the module, with groups of their own for what its quantizers learn."""
+    _restore_configure_optimizers(pl_module)
+    decays = {parameter: decay for _, parameter, decay in learned_parameters(pl_module)}
+    with separate_groups(decays, lr_factor):
+        return pl_module.configure_optimizers()
+
+
+def _restore_configure_optimizers(pl_module: LightningModule) -> None:
+    hook = pl_module.__dict__.get("configure_optimizers")
+    if isinstance(hook, functools.partial) and hook.func is _configure_optimizers:
+        _, present, _ = hook.args
+        del pl_module.__dict__["configure_optimizers"]
+        if present is not None:
+            pl_module.__dict__["configure_optimizers"] = present
 
 
 def _sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:

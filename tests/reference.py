@@ -4,7 +4,8 @@ Nothing here calls the package, and nothing is optimised. W is a weight, k its b
 Statistics are those of the float32 values, computed in float64 and rounded to float32 once.
 
 Sources: Zhou et al. 2017 (arXiv:1706.07145), balanced quantization; He et al. 2016 (arXiv:1611.10176), mean scale;
-Zhou et al. 2016 (arXiv:1606.06160), DoReFa-Net; Rastegari et al. 2016 (arXiv:1603.05279), BWN.
+Zhou et al. 2016 (arXiv:1606.06160), DoReFa-Net; Rastegari et al. 2016 (arXiv:1603.05279), BWN; Esser et al. 2020
+(arXiv:1902.08153), LSQ; Choi et al. 2018 (arXiv:1805.06085), PACT.
 """
 
 import numpy as np
@@ -131,6 +132,41 @@ def dorefa_gradient(W, upstream):
     gradient = upstream / m
     gradient[j] -= np.sign(t[j]) * (upstream * t).sum() / m**2
     return gradient * (1 - t**2)
+
+
+# --- Learned scales and ranges ---------------------------------------------------------------------------------------
+
+
+def lsq(v, s, Qn, Qp):
+    """LSQ (Esser et al. 2020), equations 1 and 2: vbar = round(clip(v / s, -Qn, Qp)), and vhat = vbar s."""
+    vbar = np.rint(np.clip(v / s, -Qn, Qp))
+    return vbar, vbar * s
+
+
+def lsq_scale_gradient(v, s, Qn, Qp):
+    """Equation 3: derivative of vhat by the step size s, without the factor g."""
+    return np.where(v / s <= -Qn, -Qn, np.where(v / s >= Qp, Qp, -v / s + np.rint(v / s)))
+
+
+def lsq_data_gradient(v, s, Qn, Qp):
+    """Equation 5: derivative of vhat by v."""
+    return np.where((-Qn < v / s) & (v / s < Qp), 1.0, 0.0)
+
+
+def lsq_factor(count, Qp):
+    """Section 2.2: g = 1 / sqrt(N Qp)."""
+    return 1 / np.sqrt(count * Qp)
+
+
+def pact(x, alpha, k):
+    """PACT (Choi et al. 2018), equations 1 and 2."""
+    y = 0.5 * (np.abs(x) - np.abs(x - alpha) + alpha)
+    return np.rint(y * (2**k - 1) / alpha) * alpha / (2**k - 1)
+
+
+def pact_range_gradient(x, alpha):
+    """Equation 3: derivative of the output by alpha."""
+    return np.where(x < alpha, 0.0, 1.0)
 
 
 # --- Activations and statistics --------------------------------------------------------------------------------------

@@ -8,11 +8,13 @@ from torch import Tensor
 Granularity = Literal["per_tensor", "per_channel"]
 Center = Literal["mean", "median"]
 Scale = Literal["max", "mean", "least_squares"]
+BalancedScale = Literal["max", "mean", "least_squares", "unit"]
 
 # Plain tuples, because torch.compile cannot look into a Literal.
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 CENTERS: tuple[str, ...] = get_args(Center)
 SCALES: tuple[str, ...] = get_args(Scale)
+BALANCED_SCALES: tuple[str, ...] = get_args(BalancedScale)
 
 MAX_BITS = 8
 

@@ -14,7 +14,15 @@ to a threshold belong above it, so a weight whose values are all equal has the h
 import torch
 from torch import Tensor
 
-from lightning_balq.functional._checks import CENTERS, SCALES, Center, Granularity, Scale, check_bits, check_choice
+from lightning_balq.functional._checks import (
+    BALANCED_SCALES,
+    CENTERS,
+    BalancedScale,
+    Center,
+    Granularity,
+    check_bits,
+    check_choice,
+)
 from lightning_balq.functional._rows import accumulation_dtype, to_rows
 from lightning_balq.functional.grid import dequantize, straight_through
 from lightning_balq.functional.scale import least_squares_scale, max_scale, mean_scale
@@ -86,7 +94,7 @@ def balanced_fake_quantize(
     bits: int,
     *,
     center: Center = "mean",
-    scale: Scale = "max",
+    scale: BalancedScale = "max",
     granularity: Granularity = "per_tensor",
 ) -> Tensor:
     r"""Replace each value by the level of its bin, :math:`s\,(2c - (2^b - 1))`.
@@ -100,7 +108,7 @@ def balanced_fake_quantize(
         bits: width of a code in bits, 1 to 8.
         center: where a bin is split: its ``"mean"`` (cheaper) or its ``"median"`` (exact quantiles).
         scale: outermost level at ``"max"`` magnitude, at 1.25 times the ``"mean"`` magnitude, or where the levels fit
-            the weight best (``"least_squares"``).
+            the weight best (``"least_squares"``); ``"unit"`` is the scale 1, whose levels are odd integers.
         granularity: one partition and scale for the whole weight, or one per output channel.
 
     Returns:
@@ -114,12 +122,14 @@ def balanced_fake_quantize(
         >>> balanced_fake_quantize(torch.tensor([2.0, -0.5, 0.1, -3.0]), bits=2)
         tensor([ 3., -1.,  1., -3.])
     """
-    check_choice(scale, "scale", SCALES)
+    check_choice(scale, "scale", BALANCED_SCALES)
     codes = balanced_codes(weight, bits, center=center, granularity=granularity)
     if scale == "max":
         step = max_scale(weight, bits, granularity=granularity)
     elif scale == "mean":
         step = mean_scale(weight, bits, granularity=granularity)
+    elif scale == "unit":
+        step = torch.ones(1, device=weight.device)
     else:
         step = least_squares_scale(weight, codes, bits, granularity=granularity)
     return straight_through(weight, dequantize(codes, step, bits))

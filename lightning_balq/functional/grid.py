@@ -80,6 +80,33 @@ def straight_through(value: Tensor, quantized: Tensor) -> Tensor:
     return passed
 
 
+def connect(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return ``value``, with a gradient of zero for ``parameter``, which then counts as used.
+
+    Example:
+        >>> value, parameter = torch.tensor([2.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
+        >>> connect(value, parameter).sum().backward()
+        >>> value.grad, parameter.grad
+        (tensor([1.]), tensor([0.]))
+    """
+    connected: Tensor = _Connected.apply(value, parameter)  # type: ignore[no-untyped-call]  # as above
+    return connected
+
+
+class _Connected(torch.autograd.Function):
+    """The first argument, with a gradient of zero for the second."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, parameter: Tensor) -> Tensor:
+        ctx.save_for_backward(parameter)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        (parameter,) = ctx.saved_tensors
+        return gradient, torch.zeros_like(parameter)
+
+
 class _StraightThrough(torch.autograd.Function):
     """The second argument, with the gradient of the first; costs no pass over either."""
 

@@ -35,7 +35,7 @@ constexpr int MAX_BINS = 1 << MAX_BITS;
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 enum Center { MEAN = 0, MEDIAN = 1 };
-enum Scale { SCALE_MAX = 0, SCALE_MEAN = 1, SCALE_LEAST_SQUARES = 2 };
+enum Scale { SCALE_MAX = 0, SCALE_MEAN = 1, SCALE_LEAST_SQUARES = 2, SCALE_UNIT = 3 };
 enum Status { DONE = 0, NOT_FINITE = 1, NO_MEMORY = 2 };
 
 inline Floats load(const float* at) {
@@ -887,6 +887,7 @@ Status balanced_row(const float* values, int64_t count, const Request& request, 
   if (!summary.finite) return NOT_FINITE;
   if (request.scale == SCALE_MAX) output.scale = max_scale(summary, bits);
   if (request.scale == SCALE_MEAN) output.scale = mean_scale(summary, count, bits);
+  if (request.scale == SCALE_UNIT) output.scale = 1.0f;
   Partition partition;
   bool by_passes = request.center == MEAN && bits <= PASS_BITS && is_ordinary(summary.largest);
   bool few = bits <= 3;

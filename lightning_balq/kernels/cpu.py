@@ -7,7 +7,15 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_balq.functional._checks import CENTERS, SCALES, Center, Granularity, Scale
+from lightning_balq.functional._checks import (
+    BALANCED_SCALES,
+    CENTERS,
+    SCALES,
+    BalancedScale,
+    Center,
+    Granularity,
+    Scale,
+)
 from lightning_balq.functional.recurrent import StateGrid
 from lightning_balq.kernels.native import library
 from lightning_balq.kernels.plain import is_plain
@@ -27,10 +35,11 @@ class QuantizedActivation(NamedTuple):
 
 
 def balanced(
-    weight: Tensor, bits: int, center: Center, scale: Scale, granularity: Granularity, *, codes: bool = False
+    weight: Tensor, bits: int, center: Center, scale: BalancedScale, granularity: Granularity, *, codes: bool = False
 ) -> Tensor | None:
     """Levels of balanced quantization, or its codes."""
-    return _quantize("balq_balanced", weight, bits, (CENTERS.index(center), SCALES.index(scale)), granularity, codes)
+    options = CENTERS.index(center), BALANCED_SCALES.index(scale)
+    return _quantize("balq_balanced", weight, bits, options, granularity, codes)
 
 
 def uniform(weight: Tensor, bits: int, scale: Scale, granularity: Granularity, *, codes: bool = False) -> Tensor | None:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from lightning_balq import functional
-from lightning_balq.functional._checks import Center, Granularity, Scale
+from lightning_balq.functional._checks import BalancedScale, Center, Granularity, Scale
 from lightning_balq.functional._tracing import is_compiled_for_running
 from lightning_balq.kernels import cpu, gpu
 
 
-def balanced_levels(weight: Tensor, bits: int, *, center: Center, scale: Scale, granularity: Granularity) -> Tensor:
+def balanced_levels(
+    weight: Tensor, bits: int, *, center: Center, scale: BalancedScale, granularity: Granularity
+) -> Tensor:
     """Levels of :func:`lightning_balq.functional.balanced_fake_quantize`, in its dtype and shape.
 
     Example:
@@ -69,7 +71,7 @@ def uniform_codes(weight: Tensor, bits: int, *, scale: Scale, granularity: Granu
 
 
 def balanced_levels_of_all(
-    weights: Sequence[Tensor], bits: int, *, center: Center, scale: Scale, granularity: Granularity
+    weights: Sequence[Tensor], bits: int, *, center: Center, scale: BalancedScale, granularity: Granularity
 ) -> list[Tensor]:
     """:func:`balanced_levels` of several weights; on a GPU in few launches for all of them."""
     kernels = gpu.weight_kernels(weights) if center == "mean" else None
@@ -91,7 +93,9 @@ def uniform_levels_of_all(
 
 
 @torch.no_grad()
-def _balanced_alone(weight: Tensor, bits: int, center: Center, scale: Scale, granularity: Granularity) -> Tensor:
+def _balanced_alone(
+    weight: Tensor, bits: int, center: Center, scale: BalancedScale, granularity: Granularity
+) -> Tensor:
     levels = cpu.balanced(weight, bits, center, scale, granularity)
     if levels is not None:
         return levels

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from lightning_balq.functional import activation_observation
 from lightning_balq.functional._checks import check_bits, check_choice
 from lightning_balq.kernels.activations import activation_fake_quantize
 
-ActivationRange = Literal["unit", "observed"]
+ActivationRange = Literal["unit", "observed", "pact", "lsq"]
 ActivationSign = Literal["auto", "unsigned", "signed"]
 
 ACTIVATION_RANGES: tuple[str, ...] = get_args(ActivationRange)
@@ -50,9 +50,11 @@ class ActivationQuantizer:
         tensor([0.0000, 0.3333, 1.0000])
     """
 
+    range_modes: ClassVar[tuple[str, ...]] = ("unit", "observed")
+
     def __init__(self, bits: int, range_mode: ActivationRange, sign: ActivationSign) -> None:
         self.bits = check_bits(bits, "activation_bits")
-        check_choice(range_mode, "activation_range", ACTIVATION_RANGES)
+        check_choice(range_mode, "activation_range", self.range_modes)
         check_choice(sign, "activation_sign", ACTIVATION_SIGNS)
         self.range_mode = range_mode
         self.sign = sign
@@ -62,14 +64,14 @@ class ActivationQuantizer:
             # Sums over the batches since the last update: range, batches, batches with a negative value.
             self.pending = torch.zeros(3)
             self.batches = torch.zeros(())
-        self._spread = 2 * math.sqrt(2**bits - 1) if range_mode == "observed" else math.inf
+        self._spread = math.inf if range_mode == "unit" else 2 * math.sqrt(2**bits - 1)
         self.ready = not self.observing
         """Whether range and sign are known, so that inference need not look at its input."""
 
     @property
     def observing(self) -> bool:
         """Whether anything about the input is learned from training batches."""
-        return self.range_mode == "observed" or self.sign == "auto"
+        return self.range_mode != "unit" or self.sign == "auto"
 
     def __call__(self, x: Tensor, *, observe: bool) -> Tensor:
         """Fake-quantize ``x``; with ``observe``, also note its range."""
@@ -87,6 +89,15 @@ class ActivationQuantizer:
         if seen is not None:
             self.pending += seen
         return levels
+
+    def adopt(self, range_: Tensor, negative: Tensor, seen: Tensor) -> None:
+        """Take over the range of ``seen`` batches more, and whether a value of theirs was negative."""
+        if self.range_mode == "observed":
+            self.range = range_
+        if self.sign == "auto":
+            self.signed = self.signed.to(negative.device) | negative
+        self.batches = self.batches.to(seen.device) + seen
+        self.pending = torch.zeros(3, device=seen.device)
 
     def interval(self, sample: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
         """Range and sign to quantize with on ``device``, for values that are not all there yet.
@@ -159,14 +170,8 @@ def update_ranges_(quantizers: Iterable[ActivationQuantizer], reduce: Callable[[
     seen = totals[:, 1]
     mean = totals[:, 0] / seen.clamp(min=1)
     ranges = torch.where(seen > 0, torch.where(known > 0, old + MOMENTUM * (mean - old), mean), old).unbind()
-    negative = (totals[:, 2] > 0).unbind()
-    for index, (quantizer, batches) in enumerate(zip(active, (known + seen).unbind(), strict=True)):
-        if quantizer.range_mode == "observed":
-            quantizer.range = ranges[index]
-        if quantizer.sign == "auto":
-            quantizer.signed = quantizer.signed.to(device) | negative[index]
-        quantizer.batches = batches
-        quantizer.pending = torch.zeros_like(totals[0])
+    for index, quantizer in enumerate(active):
+        quantizer.adopt(ranges[index], totals[index, 2] > 0, seen[index])
 
 
 def settle_ranges_(quantizers: Iterable[ActivationQuantizer]) -> None:

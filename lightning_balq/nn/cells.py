@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from lightning_balq.functional.recurrent import initial_state
 from lightning_balq.nn.layers import STATE, LayerQuantizer
+from lightning_balq.nn.learned import Learning
 from lightning_balq.nn.states import state_grid
-from lightning_balq.nn.swap import Swapped, module_of
+from lightning_balq.nn.swap import module_of
 
 
-class QuantizedCell(Swapped):
+class QuantizedCell(Learning):
     """Direct forward of :class:`torch.nn.RNNCell`, :class:`torch.nn.LSTMCell` and :class:`torch.nn.GRUCell`."""
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:

@@ -1,8 +1,9 @@
 """Carry what a float model has no place for inside its checkpoints, so that these stay checkpoints of the float model.
 
-Activation ranges and the state of the schedule travel in ``checkpoint["lightning_balq"]``; ``state_dict`` keeps
-the keys of the float model. The hooks sit on the module, where full and weights-only checkpoints both pass, and are
-found by name: any root module that has ``on_save_checkpoint`` and ``on_load_checkpoint``, as a LightningModule does.
+Activation ranges, the state of the schedule and learned parameters travel in ``checkpoint["lightning_balq"]``;
+``state_dict`` keeps the keys of the float model. The hooks sit on the module, where full and weights-only checkpoints
+both pass, and are found by name: any root module that has ``on_save_checkpoint`` and ``on_load_checkpoint``, as a
+LightningModule does.
 """
 
 import functools
@@ -12,11 +13,14 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from lightning_balq.nn.layers import clean_name, quantized_layers
+from lightning_balq.nn.learned import learned_parameters
 
 Hook: TypeAlias = Callable[[dict[str, Any]], None]
 
 KEY = "lightning_balq"
 VERSION = 1
+WEIGHTS = ("state_dict", "current_model_state")
+"""Where a checkpoint holds weights: those of the model, and with averaging those in training."""
 
 
 def attach_checkpoint_hooks(model: nn.Module) -> None:
@@ -45,12 +49,28 @@ def save_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any
     """``on_save_checkpoint`` of ``model``: its own, then ours."""
     _own_hook(model, present, "on_save_checkpoint")(checkpoint)
     checkpoint[KEY] = quantization_state(model)
+    names = {name for name, _, _ in learned_parameters(model)}
+    if not names:
+        return
+    checkpoint[KEY]["learned"] = {}
+    for section in WEIGHTS:
+        weights = checkpoint.get(section)
+        if isinstance(weights, dict):
+            checkpoint[KEY]["learned"][section] = {
+                key: value for key, value in weights.items() if clean_name(key) in names
+            }
+            checkpoint[section] = {key: value for key, value in weights.items() if clean_name(key) not in names}
 
 
 def load_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any]) -> None:
     """``on_load_checkpoint`` of ``model``: ours, then its own."""
     if KEY in checkpoint:
         load_quantization_state(model, checkpoint[KEY])
+        names = {name for name, _, _ in learned_parameters(model)}
+        for section, values in checkpoint[KEY].get("learned", {}).items():
+            if section in checkpoint:
+                known = {key: value for key, value in values.items() if clean_name(key) in names}
+                checkpoint[section] = checkpoint[section] | known
     _own_hook(model, present, "on_load_checkpoint")(checkpoint)
 
 

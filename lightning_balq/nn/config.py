@@ -22,7 +22,8 @@ class QuantizationConfig:
         weight: quantizer of the weights, with their width.
         recurrent: quantizer of the recurrent weights, with their width; ``None`` for that of all weights.
         activation_bits: width of the codes of layer inputs, 1 to 8; ``None`` leaves activations float.
-        activation_range: ``"unit"`` clips activations to [0, 1] (or [-1, 1]); ``"observed"`` to a running range.
+        activation_range: ``"unit"`` clips activations to [0, 1] (or [-1, 1]); ``"observed"`` to a running range;
+            ``"pact"`` and ``"lsq"`` to one that is learned.
         activation_sign: whether activations can be negative: ``"auto"`` finds out from training batches.
         include: patterns of layers to quantize.
         exclude: patterns of layers to leave float; wins over ``include``.

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from lightning_balq.nn.cells import QuantizedCell
 from lightning_balq.nn.inputs import map_first_tensor
 from lightning_balq.nn.layers import RUNNING, STATE, LayerQuantizer, quantized_weights
+from lightning_balq.nn.learned import Learning
 from lightning_balq.nn.recurrent import QuantizedRecurrent
 from lightning_balq.nn.swap import Swapped, module_of, original_class
 
 
-class QuantizedLayer(Swapped):
+class QuantizedLayer(Learning):
     """Mixin of every quantized layer: runs the forward of the original class while its weights read as quantized.
 
     Right for any forward, users' own included. Not safe for concurrent calls of one layer from several threads.

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from lightning_balq.functional.grid import connect
 from lightning_balq.nn.activation import ActivationQuantizer
 from lightning_balq.nn.cache import LevelCache
-from lightning_balq.nn.quantizer import WeightQuantizer
+from lightning_balq.nn.learned_activation import LearnedActivationQuantizer
+from lightning_balq.nn.quantizer import LearnedScaleQuantizer, WeightQuantizer
 from lightning_balq.nn.schedule import Schedule
-from lightning_balq.nn.weights import arrangement, from_channels, get_weight, owner_of, swap_channels
+from lightning_balq.nn.weights import arrangement, from_channels, get_weight, owner_of, peek_weight, swap_channels
 
 STATE = "_balq"
 """Key of the :class:`LayerQuantizer` in the ``__dict__`` of a quantized layer."""
@@ -44,6 +46,8 @@ class LayerQuantizer:
     inputs: dict[str, ActivationQuantizer]
     schedule: Schedule = field(repr=False, compare=False)
     cache: LevelCache = field(repr=False, compare=False)
+    unset: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Learned scales of weights that begin anew at the next forward."""
 
     def settings(self) -> str:
         """What distinguishes it from the state of a layer quantized in another way."""
@@ -56,7 +60,8 @@ class LayerQuantizer:
         """Fake-quantize the weight called ``name`` as it is now, keeping zero what pruning or padding set to zero."""
         weight = get_weight(layer, name)
         if self.schedule.phase == "float":
-            return weight
+            parameter = layer._parameters.get(_scale_name(name))
+            return weight if parameter is None else connect(weight, parameter)
         if torch.compiler.is_compiling() or self.schedule.timer is None:
             return self._quantize_weight(layer, name, weight)
         with self.schedule.timer.measure(weight.device):
@@ -70,34 +75,79 @@ class LayerQuantizer:
         # Validation and prediction run without gradients, and must change nothing, in whatever mode a layer is.
         observe = layer.training and torch.is_grad_enabled()
         if torch.compiler.is_compiling() or self.schedule.timer is None:
-            return self._quantize_input(quantizer, value, observe)
+            return self._quantize_input(layer, name, quantizer, value, observe)
         with self.schedule.timer.measure(value.device):
-            return self._quantize_input(quantizer, value, observe)
+            return self._quantize_input(layer, name, quantizer, value, observe)
+
+    def codes(self, layer: nn.Module, name: str) -> Tensor:
+        """Codes of the weight called ``name``, output channels in dim 0; reading it has no side effects."""
+        quantizer, weight = self.weights[name], swap_channels(layer, peek_weight(layer, name))
+        if isinstance(quantizer, LearnedScaleQuantizer):
+            return quantizer.codes_at(weight, getattr(layer, _scale_name(name)))
+        return quantizer.codes(weight)
+
+    def learned(self) -> dict[str, str]:
+        """Names of the parameters that quantizers learn, and of the weight or input that each belongs to."""
+        weights = [name for name, quantizer in self.weights.items() if isinstance(quantizer, LearnedScaleQuantizer)]
+        inputs = [name for name, quantizer in self.inputs.items() if isinstance(quantizer, LearnedActivationQuantizer)]
+        return {_scale_name(name): name for name in weights} | {_input_name(name): name for name in inputs}
+
+    def renew(self, name: str, *, begin: bool) -> None:
+        """Let a learned parameter begin anew, at what is seen next, or take its value as it is."""
+        quantizer = self.inputs.get(self.learned()[name])
+        if isinstance(quantizer, LearnedActivationQuantizer):
+            if begin:
+                quantizer.restart()
+            else:
+                quantizer.settle()
+        elif begin:
+            self.unset.add(name)
+        else:
+            self.unset.discard(name)
 
     def _quantize_weight(self, layer: nn.Module, name: str, weight: Tensor) -> Tensor:
         quantizer = self.weights[name]
-        quantized = quantizer.attach_gradient(weight, self._levels(layer, quantizer, weight))
+        prepared = self._prepared(layer, quantizer, weight)
+        if isinstance(quantizer, LearnedScaleQuantizer):
+            quantized = self._scaled(layer, name, quantizer, weight, prepared)
+        else:
+            quantized = quantizer.attach_gradient(weight, prepared)
         owner, attribute = owner_of(layer, name)
         mask = owner._buffers.get(f"{attribute}_mask")  # set by torch.nn.utils.prune
         if mask is not None:
             quantized = quantized * mask  # the grid has no zero level
         return quantized if self.schedule.phase == "quantized" else self.schedule.mix(weight, quantized)
 
-    def _levels(self, layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+    def _scaled(
+        self, layer: nn.Module, name: str, quantizer: LearnedScaleQuantizer, weight: Tensor, prepared: Tensor
+    ) -> Tensor:
+        """Quantize a weight at a scale that is learned."""
+        parameter = _scale_name(name)
+        scale: Tensor = getattr(layer, parameter)
+        rows = swap_channels(layer, weight)
+        if parameter in self.unset:
+            with torch.no_grad():
+                scale.copy_(quantizer.initial_scale(rows))
+            if layer.training and torch.is_grad_enabled():  # until then weights may be loaded or changed
+                self.unset.discard(parameter)
+        return from_channels(layer, weight, quantizer.scaled(rows, swap_channels(layer, prepared), scale))
+
+    def _prepared(self, layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+        """Levels of a weight, or what they are made of where a scale is learned."""
         if torch.compiler.is_compiling():
-            return self._compute_levels(layer, quantizer, weight)
+            return self._prepare(layer, quantizer, weight)
         kind = _kind(layer, quantizer)
-        return self.cache.get(weight, kind, lambda: self._compute_levels(layer, quantizer, weight))
+        return self.cache.get(weight, kind, lambda: self._prepare(layer, quantizer, weight))
 
-    def _compute_levels(self, layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+    def _prepare(self, layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
         if weight.device.type in LAUNCH_BOUND and self.cache.can_hold(weight):
-            return self._compute_levels_of_all(layer, quantizer, weight)
-        return from_channels(layer, weight, quantizer.levels(swap_channels(layer, weight)))
+            return self._prepare_all(layer, quantizer, weight)
+        return from_channels(layer, weight, quantizer.prepare(swap_channels(layer, weight)))
 
-    def _compute_levels_of_all(self, layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
-        """Levels of this weight; those of all others that will be asked for next are computed with it, and kept."""
+    def _prepare_all(self, layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
+        """Prepare this weight; all others that will be asked for next are prepared with it, and kept."""
         jobs = [(layer, weight), *self._stale(quantizer, weight)]
-        levels = quantizer.levels_of_all([swap_channels(*job) for job in jobs])
+        levels = quantizer.prepare_all([swap_channels(*job) for job in jobs])
         first, *others = [from_channels(*job, result) for job, result in zip(jobs, levels, strict=True)]
         for (other, parameter), result in zip(jobs[1:], others, strict=True):
             self.cache.put(parameter, _kind(other, quantizer), result)
@@ -120,11 +170,29 @@ class LayerQuantizer:
                     found[id(parameter), kind] = layer, parameter
         return list(found.values())
 
-    def _quantize_input(self, quantizer: ActivationQuantizer, value: Tensor, observe: bool) -> Tensor:
-        quantized = quantizer(value, observe=observe)
+    def _quantize_input(
+        self, layer: nn.Module, name: str, quantizer: ActivationQuantizer, value: Tensor, observe: bool
+    ) -> Tensor:
+        if isinstance(quantizer, LearnedActivationQuantizer):
+            parameter: Tensor = getattr(layer, _input_name(name))
+            if self.schedule.phase == "float":  # nothing is learned yet
+                return connect(value, parameter)
+            quantized = quantizer.learned(value, parameter, observe=observe)
+        else:
+            quantized = quantizer(value, observe=observe)
         if self.schedule.phase == "float":
             return value
         return quantized if self.schedule.phase == "quantized" else self.schedule.mix(value, quantized)
+
+
+def _scale_name(weight: str) -> str:
+    """Name of the learned scale of a weight."""
+    return f"balq_scale_{weight.replace('.', '_')}"
+
+
+def _input_name(name: str) -> str:
+    """Name of the learned range or scale of an input."""
+    return f"balq_input_{name}"
 
 
 def _kind(layer: nn.Module, quantizer: WeightQuantizer) -> Hashable:

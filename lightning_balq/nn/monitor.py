@@ -9,7 +9,7 @@ from lightning_balq.functional import bin_utilization, code_histogram, effective
 from lightning_balq.nn.layers import LayerQuantizer, quantized_layers
 from lightning_balq.nn.quantize import check_finite
 from lightning_balq.nn.quantizer import WeightQuantizer
-from lightning_balq.nn.weights import codes_by_channel, peek_weight, weight_part
+from lightning_balq.nn.weights import peek_weight, weight_part
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ class CodeMonitor:
         for name, layer, quantizer in quantized_layers(model):
             for part, quantizers in _parts(layer, quantizer).items():
                 weights = [peek_weight(layer, weight) for weight in quantizers]
-                codes = [
-                    codes_by_channel(layer, each, weight).flatten()
-                    for each, weight in zip(quantizers.values(), weights, strict=True)
-                ]
+                codes = [quantizer.codes(layer, weight).flatten() for weight in quantizers]
                 names.append(f"{name}.{part}" if name and part else name or part)
                 rows.append(self._row(names[-1], weights, codes, next(iter(quantizers.values())).bits))
         if not rows:

@@ -10,6 +10,8 @@ from lightning_balq.nn.checkpoint import attach_checkpoint_hooks, detach_checkpo
 from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.forward import SlowPathEncoder, SlowPathEncoderLayer, input_names, layer_mixin
 from lightning_balq.nn.layers import STATE, LayerQuantizer, clean_name, quantized_layers
+from lightning_balq.nn.learned import add_learned_parameters, check_learnable, remove_learned_parameters
+from lightning_balq.nn.learned_activation import LEARNED_RANGES, LearnedActivationQuantizer
 from lightning_balq.nn.plan import LayerPlan, Plan, plan
 from lightning_balq.nn.schedule import Schedule
 from lightning_balq.nn.states import state_names, state_quantizer
@@ -58,12 +60,14 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
     }
     _check_unquantized(modules, wanted)
     for name, quantizer in wanted.items():
+        check_learnable(name, modules[name], quantizer)
         _check_finite(name, modules[name], quantizer)
     for name, quantizer in wanted.items():
         layer = modules[name]
         if STATE not in layer.__dict__:
             swap_class(layer, layer_mixin(type(layer)))
             layer.__dict__[STATE] = quantizer
+            add_learned_parameters(layer, quantizer)
     for _, layer, state in quantized_layers(model):
         state.schedule, state.cache = schedule, cache  # parts may have been quantized apart
         cache.watch(layer)
@@ -88,7 +92,9 @@ def unquantize_(model: nn.Module) -> None:
         True
     """
     for module in model.modules():
-        module.__dict__.pop(STATE, None)
+        state: LayerQuantizer | None = module.__dict__.pop(STATE, None)
+        if state is not None:
+            remove_learned_parameters(module, state)
         if isinstance(module, Swapped):
             restore_class(module)
         detach_checkpoint_hooks(module)
@@ -100,7 +106,8 @@ def _layer_quantizer(
     inputs = {}
     if decided.activation_bits is not None:
         for name in input_names(layer):
-            inputs[name] = ActivationQuantizer(decided.activation_bits, config.activation_range, config.activation_sign)
+            kind = LearnedActivationQuantizer if config.activation_range in LEARNED_RANGES else ActivationQuantizer
+            inputs[name] = kind(decided.activation_bits, config.activation_range, config.activation_sign)
     if decided.state_bits is not None:
         for name in state_names(layer):
             inputs[name] = state_quantizer(layer, decided.state_bits, config.activation_range)

@@ -19,11 +19,12 @@ from lightning_balq.functional.recurrent import Mode, Recurrence, StateGrid, ini
 from lightning_balq.kernels.recurrent import recurrent_fake_quantize
 from lightning_balq.nn.inputs import map_first_tensor
 from lightning_balq.nn.layers import RUNNING, STATE, LayerQuantizer, quantized_weights
+from lightning_balq.nn.learned import Learning
 from lightning_balq.nn.states import state_grid
-from lightning_balq.nn.swap import Swapped, module_of
+from lightning_balq.nn.swap import module_of
 
 
-class QuantizedRecurrent(Swapped):
+class QuantizedRecurrent(Learning):
     """Mixin of :class:`torch.nn.RNN`, :class:`torch.nn.LSTM` and :class:`torch.nn.GRU`, and of users' subclasses."""
 
     def _update_flat_weights(self) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightning_balq.functional.recurrent import StateGrid
 from lightning_balq.nn.activation import ActivationQuantizer, ActivationRange
 from lightning_balq.nn.layers import LayerQuantizer
+from lightning_balq.nn.learned_activation import LEARNED_RANGES
 from lightning_balq.nn.swap import original_class
 
 _LAYERS = (nn.RNN, nn.LSTM, nn.GRU)
@@ -30,6 +31,8 @@ def state_names(layer: nn.Module) -> tuple[str, ...]:
 def state_quantizer(layer: nn.Module, bits: int, range_mode: ActivationRange) -> ActivationQuantizer:
     """Quantizer of a hidden state: of [-1, 1] where tanh bounds it, as an input is where nothing does."""
     kind = getattr(layer, "mode", None) or getattr(layer, "nonlinearity", None)
+    if range_mode in LEARNED_RANGES:
+        range_mode = "observed"  # the loops over steps have no gradient for a range
     if kind in ("RNN_RELU", "relu"):
         return ActivationQuantizer(bits, range_mode, "unsigned")
     # Projected states are sums, without a bound.

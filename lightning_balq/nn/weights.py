@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_balq.nn.quantizer import WeightQuantizer
-
 QUANTIZABLE: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
     nn.Conv1d: ("weight",),
@@ -31,11 +29,6 @@ RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 """Types whose weights are a *kernel*, which multiplies the input, and *recurrent* ones, which multiply the state."""
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def codes_by_channel(layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
-    """Codes of a weight of ``layer``, output channels in dim 0."""
-    return quantizer.codes(swap_channels(layer, weight))
 
 
 def swap_channels(layer: nn.Module, weight: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ CALLBACKS = [BalancedQuantization, UniformQuantization, DoReFaQuantization]
         (
             {"activation_range": "max"},
             ValueError,
-            r"`activation_range` must be one of \['observed', 'unit'\], got 'max'",
+            r"`activation_range` must be one of \['lsq', 'observed', 'pact', 'unit'\], got 'max'",
         ),
         ({"activation_sign": None}, ValueError, "`activation_sign` must be one of .*, got None"),
         ({"include": "net.3"}, TypeError, "`include` must be a sequence of patterns .*, got 'net.3'"),

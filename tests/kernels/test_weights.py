@@ -51,16 +51,16 @@ def test_guesses_of_where_thresholds_lie_are_put_right(draw, kind, seed):
         assert_equal(balanced_codes(weight, bits, center=center, granularity="per_tensor"), expected)
 
 
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", [*SCALES, "unit"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("shape", [(4, 1), (6, 5, 3, 3), (3, 20_000), (300, 40)], ids=str)
 def test_levels_equal_those_of_the_plain_form(draw, shape, granularity, scale):
     weight = torch.from_numpy(draw("gaussian", shape))
     options = {"scale": scale, "granularity": granularity}
     for bits in BITS:
-        assert_levels_equal(
-            uniform_levels(weight, bits, **options), functional.uniform_fake_quantize(weight, bits, **options), scale
-        )
+        if scale != "unit":
+            expected = functional.uniform_fake_quantize(weight, bits, **options)
+            assert_levels_equal(uniform_levels(weight, bits, **options), expected, scale)
         for center in CENTERS:
             assert_levels_equal(
                 balanced_levels(weight, bits, center=center, **options),

@@ -20,7 +20,7 @@ BAD = {
     "activation_range": (
         {"activation_range": "minmax"},
         ValueError,
-        r"`activation_range` must be one of \['observed', 'unit'\], got 'minmax'",
+        r"`activation_range` must be one of \['lsq', 'observed', 'pact', 'unit'\], got 'minmax'",
     ),
     "activation_sign": (
         {"activation_sign": True},

@@ -55,7 +55,9 @@ def first_step(bound, total, length, BITS: tl.constexpr, SCALE: tl.constexpr, BA
     limit = tl.full((), 3.4028234663852886e38 / (2**BITS - 1) * (1 - 2.0**-20), tl.float32)
     step = tl.div_rn(bound, largest)
     step = tl.where(step > limit, limit, step)  # not `minimum`, which would drop a NaN
-    if SCALE != "max":
+    if SCALE == "unit":
+        step = tl.full((), 1.0, tl.float32)
+    elif SCALE != "max":
         mean = (total / length).to(tl.float32)
         if SCALE == "mean":
             step = tl.div_rn(1.25 * mean, largest)

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_balq.functional._checks import Granularity, Scale
+from lightning_balq.functional._checks import BalancedScale, Granularity, Scale
 from lightning_balq.kernels.cuda.primitives import (
     first_step,
     is_last,
@@ -47,13 +47,15 @@ _REFINEMENTS = 2
 """Rounds of least squares for uniform codes, as in :mod:`lightning_balq.functional.uniform`."""
 
 
-def balanced_levels(weights: Sequence[Tensor], bits: int, *, scale: Scale, granularity: Granularity) -> list[Tensor]:
+def balanced_levels(
+    weights: Sequence[Tensor], bits: int, *, scale: BalancedScale, granularity: Granularity
+) -> list[Tensor]:
     """Levels of balanced quantization at the mean, as of :func:`lightning_balq.functional.balanced_fake_quantize`.
 
     Args:
         weights: floating point, any shape and layout, on one device; dim 0 is the output channel.
         bits: width of a code in bits, 1 to 8.
-        scale: ``"max"``, ``"mean"`` or ``"least_squares"``.
+        scale: ``"max"``, ``"mean"``, ``"least_squares"`` or ``"unit"``.
         granularity: statistics for each weight or for each output channel.
 
     Returns:
@@ -79,7 +81,7 @@ def uniform_levels(weights: Sequence[Tensor], bits: int, *, scale: Scale, granul
     return quantize(weights, granularity, lambda batch: _launch(batch, bits, scale, balanced=False))
 
 
-def _launch(batch: Batch, bits: int, scale: Scale, *, balanced: bool) -> None:
+def _launch(batch: Batch, bits: int, scale: BalancedScale, *, balanced: bool) -> None:
     for group in batch.layout.short:
         _quantize_short[(len(group.table),)](
             batch.addresses,
@@ -97,7 +99,7 @@ def _launch(batch: Batch, bits: int, scale: Scale, *, balanced: bool) -> None:
         _launch_long(batch, batch.layout.long, bits, scale, balanced=balanced)
 
 
-def _launch_long(batch: Batch, group: Group, bits: int, scale: Scale, *, balanced: bool) -> None:
+def _launch_long(batch: Batch, group: Group, bits: int, scale: BalancedScale, *, balanced: bool) -> None:
     segments, parts = len(group.table), len(group.owners)
     bins = 2 ** (bits - 1) if balanced else 1
     refinements = 0 if scale != "least_squares" else 1 if balanced else _REFINEMENTS

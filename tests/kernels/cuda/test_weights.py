@@ -65,6 +65,12 @@ def test_short_segments_equal_functional(method, granularity, scale, bits):
     assert_levels_equal_functional(method, mixed(), bits, scale, granularity)
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_levels_for_a_learned_scale_equal_functional(granularity):
+    weights = [*mixed(), randn(LONG, seed=3), randn(2, LONG, seed=4)]
+    assert_levels_equal_functional("balanced", weights, 3, "unit", granularity)
+
+
 @METHOD
 @pytest.mark.parametrize("bits", [4, 5, 6, 7, 8])
 def test_short_segments_equal_functional_at_wide_codes(method, bits):

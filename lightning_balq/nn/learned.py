@@ -1,0 +1,89 @@
+"""Parameters that quantized layers learn beside their own: scales of weights, scales and ranges of inputs.
+
+They are parameters of the layer, called ``balq_..``, so that optimizers, DDP and averaging find them where they look
+for parameters. The ``state_dict()`` of a float model loads all the same: what it does not hold begins anew.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from lightning_balq.nn.activation import ActivationQuantizer
+from lightning_balq.nn.layers import STATE, LayerQuantizer, quantized_layers
+from lightning_balq.nn.learned_activation import LearnedActivationQuantizer
+from lightning_balq.nn.quantizer import LearnedScaleQuantizer
+from lightning_balq.nn.swap import Swapped, module_of
+from lightning_balq.nn.weights import peek_weight, swap_channels
+
+
+class Learning(Swapped):
+    """Mixin of every quantized layer: loads a ``state_dict`` with or without what the layer learns."""
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *others: Any,
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *others)  # type: ignore[misc]  # undefined in superclass
+        state: LayerQuantizer = module_of(self).__dict__[STATE]
+        names = state.learned()
+        missing_keys[:] = [key for key in missing_keys if key.removeprefix(prefix) not in names]
+        for name in names:
+            state.renew(name, begin=prefix + name not in state_dict)
+
+
+def check_learnable(name: str, layer: nn.Module, state: LayerQuantizer) -> None:
+    """Raise :class:`ValueError` if ``layer`` cannot be given what its quantizers learn."""
+    if state.learned() and any(is_lazy(parameter) for parameter in layer.parameters()):
+        raise ValueError(
+            f"layer {name!r} has no weights yet, and the scales that it would learn have their shape: run a batch "
+            "through the model first, or use a quantizer that learns nothing"
+        )
+
+
+def add_learned_parameters(layer: nn.Module, state: LayerQuantizer) -> None:
+    """Give ``layer`` the parameters that its quantizers learn; those of weights at their initial values."""
+    with torch.inference_mode(False), torch.no_grad():
+        for name, source in state.learned().items():
+            quantizer = state.weights.get(source)
+            if isinstance(quantizer, LearnedScaleQuantizer):
+                begin = quantizer.initial_scale(swap_channels(layer, peek_weight(layer, source)))
+            else:
+                begin = torch.ones(1, device=next(layer.parameters()).device)
+            layer.register_parameter(name, nn.Parameter(begin))
+            state.renew(name, begin=True)
+
+
+def remove_learned_parameters(layer: nn.Module, state: LayerQuantizer) -> None:
+    """Undo :func:`add_learned_parameters`."""
+    for name in state.learned():
+        layer._parameters.pop(name, None)
+
+
+def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
+    """Name and value of each learned parameter of ``model``, and whether weight decay belongs to its method."""
+    for path, layer, state in quantized_layers(model):
+        for name, source in state.learned().items():
+            parameter = layer._parameters[name]
+            assert parameter is not None
+            activation = state.inputs.get(source)
+            yield f"{path}.{name}" if path else name, parameter, getattr(activation, "range_mode", "") == "pact"
+
+
+def restart_learning(model: nn.Module) -> None:
+    """Let everything that the quantizers of ``model`` learn begin anew, at what the next batch shows."""
+    for _, _, state in quantized_layers(model):
+        for name in state.learned():
+            state.renew(name, begin=True)
+
+
+def is_starting(quantizer: ActivationQuantizer) -> bool:
+    """Whether ``quantizer`` learns something for which no batch has shown yet where it begins."""
+    return isinstance(quantizer, LearnedActivationQuantizer) and not quantizer.ready

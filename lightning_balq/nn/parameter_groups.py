@@ -1,0 +1,123 @@
+"""Parameter groups of an optimizer: what quantizers learn gets groups of its own, with options of its own.
+
+A group with learned parameters is split while the optimizer is built, before any learning-rate schedule looks at its
+groups. The new groups come after all others, and are marked, so that the state of the optimizer of the float model fits
+what comes before them.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+Group: TypeAlias = dict[str, Any]
+
+MARK = "lightning_balq"
+"""Key of the groups of learned parameters; its value is the index of the group that they were given in."""
+
+
+@contextmanager
+def separate_groups(decays: Mapping[nn.Parameter, bool], lr_factor: float = 1.0) -> Iterator[None]:
+    """Within the context, optimizers that are built give learned parameters groups of their own.
+
+    Such a group has the options of the group that the parameter was given in, but no weight decay, unless its method
+    asks for it, and ``lr_factor`` times its learning rate. Schedules that set learning rates of their own, such as
+    ``OneCycleLR``, override that. L-BFGS, which has one group only, is left alone.
+
+    Args:
+        decays: the learned parameters, and whether weight decay applies to them.
+        lr_factor: factor of the learning rate, > 0.
+
+    Example:
+        >>> import torch
+        >>> weight, scale = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
+        >>> with separate_groups({scale: False}):
+        ...     optimizer = torch.optim.SGD([weight, scale], lr=0.1, weight_decay=0.01)
+        >>> [(len(group["params"]), group["weight_decay"]) for group in optimizer.param_groups]
+        [(1, 0.01), (1, 0.0)]
+    """
+    build = Optimizer.__init__
+
+    def build_with_groups(optimizer: Optimizer, params: Any, defaults: dict[str, Any]) -> None:
+        if decays and not isinstance(optimizer, LBFGS):
+            params = _split(list(params), decays, defaults, lr_factor)
+        build(optimizer, params, defaults)
+        if decays:
+            optimizer.register_load_state_dict_pre_hook(fit_state_to_groups)
+
+    Optimizer.__init__ = build_with_groups  # type: ignore[assignment,method-assign]  # nothing else sees it being built
+    try:
+        yield
+    finally:
+        Optimizer.__init__ = build  # type: ignore[method-assign]  # as above
+
+
+def _split(
+    params: list[Any], decays: Mapping[nn.Parameter, bool], defaults: dict[str, Any], lr_factor: float
+) -> list[Any]:
+    """Groups without the learned parameters, then those with them."""
+    groups: list[Group] = params if params and isinstance(params[0], dict) else [{"params": params}]
+    kept: list[Group] = []
+    added: list[Group] = []
+    for group in groups:
+        given = group["params"]
+        members = [given] if isinstance(given, nn.Parameter) else list(given)
+        others = [member for member in members if _parameter(member) not in decays]
+        place = len(kept)
+        if others or not members:
+            kept.append(group | {"params": others})
+        for decay in (False, True):
+            own = [member for member in members if decays.get(_parameter(member)) is decay]
+            if own:
+                added.append(group | {"params": own, MARK: place} | _options(group, defaults, lr_factor, decay=decay))
+    return kept + added
+
+
+def _parameter(member: Any) -> nn.Parameter:
+    """Parameter in a list of parameters or of names and parameters."""
+    parameter: nn.Parameter = member[1] if isinstance(member, tuple) else member
+    return parameter
+
+
+def _options(group: Group, defaults: dict[str, Any], lr_factor: float, *, decay: bool) -> Group:
+    options: Group = {}
+    if "weight_decay" in defaults and not decay:
+        options["weight_decay"] = 0.0
+    if "lr" in defaults and lr_factor != 1:
+        options["lr"] = group.get("lr", defaults["lr"]) * lr_factor
+    return options
+
+
+def fit_state_to_groups(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+    """Add the groups of learned parameters to the state of an optimizer that had none: they begin without history.
+
+    Returns:
+        The state to load; ``None`` leaves it as it is.
+    """
+    own = [group for group in optimizer.param_groups if MARK in group]
+    if not own or any(MARK in group for group in state["param_groups"]):
+        return None
+    first = sum(len(group["params"]) for group in state["param_groups"])
+    added = []
+    for group in own:
+        indices = list(range(first, first + len(group["params"])))
+        first += len(indices)
+        begun = {key: value for key, value in group.items() if key != "params"} | {"params": indices}
+        for source in state["param_groups"][group[MARK] : group[MARK] + 1]:
+            if source.get("initial_lr"):  # a schedule is under way
+                begun["lr"] = group["lr"] * (source["lr"] / source["initial_lr"])
+        added.append(begun)
+    return state | {"param_groups": [*state["param_groups"], *added]}
+
+
+def fit_schedule_to_groups(schedule: Any) -> None:
+    """Add the groups of learned parameters to a learning-rate schedule whose state had none."""
+    groups = schedule.optimizer.param_groups
+    for name, option in (("base_lrs", "initial_lr"), ("_last_lr", "lr")):
+        rates = getattr(schedule, name, None)
+        if isinstance(rates, list) and 0 < len(rates) < len(groups):
+            rates += [group[option] for group in groups[len(rates) :] if MARK in group]
+    for part in getattr(schedule, "_schedulers", ()):
+        fit_schedule_to_groups(part)
