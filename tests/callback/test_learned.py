@@ -64,6 +64,24 @@ def test_everything_is_trained_in_groups_of_its_own(tmp_path: Path, method: Any)
     assert "configure_optimizers" not in model.__dict__
 
 
+def test_two_callbacks_have_groups_with_factors_of_their_own(tmp_path: Path) -> None:
+    model = decaying()
+    first = METHODS["lsq"](include=["net.3"], quantize_first_last=True, learned_lr_factor=0.5, name="first")
+    second = METHODS["lsq"](include=["net.7"], quantize_first_last=True, learned_lr_factor=0.1, name="second")
+    optimizer = fit(tmp_path, model, first, second).optimizers[0]
+    rates = {
+        id(p): group["lr"] / optimizer.param_groups[0]["lr"]
+        for group in optimizer.param_groups
+        for p in group["params"]
+    }
+    factors = {name: rates[id(parameter)] for name, parameter, _ in learned_parameters(model)}
+    assert factors == {
+        "net.3.balq_scale_weight": pytest.approx(0.5), "net.3.balq_input_input": pytest.approx(0.5),
+        "net.7.balq_scale_weight": pytest.approx(0.1), "net.7.balq_input_input": pytest.approx(0.1),
+    }  # fmt: skip
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+
+
 def test_only_the_range_of_pact_decays() -> None:
     from lightning_balq import QuantizationConfig, quantize_
     from lightning_balq.nn import LSQQuantizer

@@ -1,7 +1,4 @@
-"""Lightning callbacks that train a model with quantized weights and activations.
-
-They decide *when*: everything they do to a model is done by :mod:`lightning_balq.nn`, which also works alone.
-"""
+"""What the callbacks share: when a model is quantized, and when ranges, schedule and records are looked after."""
 
 import functools
 import math
@@ -11,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,8 +16,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor, nn
 
-from lightning_balq.functional._checks import Center, Granularity, Scale
-from lightning_balq.functional.lsq import Grid
+from lightning_balq.callback.module_hooks import call_after, configure_groups, late_builder, release
+from lightning_balq.callback.reuse import LevelReuse
 from lightning_balq.nn.activation import (
     ActivationQuantizer,
     ActivationRange,
@@ -33,18 +30,11 @@ from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.layers import activation_quantizers, quantized_layers
 from lightning_balq.nn.learned import is_starting, learned_parameters, restart_learning
 from lightning_balq.nn.monitor import CodeMonitor, CodeStatistics
-from lightning_balq.nn.parameter_groups import fit_schedule_to_groups, separate_groups
+from lightning_balq.nn.parameter_groups import fit_schedule_to_groups
 from lightning_balq.nn.plan import Plan, plan
 from lightning_balq.nn.pretrained import evidence_of_training
 from lightning_balq.nn.quantize import quantize_
-from lightning_balq.nn.quantizer import (
-    BalancedQuantizer,
-    DoReFaQuantizer,
-    LearnedBalancedQuantizer,
-    LSQQuantizer,
-    UniformQuantizer,
-    WeightQuantizer,
-)
+from lightning_balq.nn.quantizer import WeightQuantizer
 from lightning_balq.nn.report import plan_table, record_table
 from lightning_balq.nn.schedule import Schedule, blend_at
 from lightning_balq.nn.timing import QuantizationTimer
@@ -60,7 +50,7 @@ _REPLACED_LINEAR = ("BitsandbytesPrecision", "TransformerEnginePrecision")
 
 
 @dataclass(eq=False)
-class QuantizationCallback(Callback, ABC):
+class QuantizationCallback(LevelReuse, ABC):
     """What all quantizing callbacks share; use one of the subclasses.
 
     The model is quantized in ``setup``, before anything is wrapped or configured, or as soon as its own ``setup`` or
@@ -162,21 +152,28 @@ class QuantizationCallback(Callback, ABC):
                 f"{type(self).__name__} cannot be combined with {precision}, which replaces the linear layers after "
                 "this callback has quantized them; use another `precision`"
             )
-        builder = _late_builder(pl_module)
+        builder = late_builder(pl_module)
         if builder is None:
             self._quantize(pl_module, trainer)
         else:
-            _call_after(pl_module, builder, functools.partial(self._quantize, trainer=trainer))
+            call_after(pl_module, builder, functools.partial(self._quantize, trainer=trainer))
         if stage == "fit":
-            pl_module.__dict__["configure_optimizers"] = functools.partial(
-                _configure_optimizers, pl_module, pl_module.__dict__.get("configure_optimizers"), self.learned_lr_factor
-            )
+            configure_groups(pl_module, functools.partial(self._decays, pl_module), self.learned_lr_factor)
 
     def _quantize(self, pl_module: LightningModule, trainer: Trainer) -> None:
         self._trained_as_float = "" if any(quantized_layers(pl_module)) else evidence_of_training(pl_module)
         self._plan = quantize_(pl_module, self._config())
         if any(learned_parameters(pl_module)):
             self._check_learning(trainer)
+
+    def _decays(self, pl_module: LightningModule) -> dict[nn.Parameter, bool]:
+        """Parameters that the quantizers of this callback learn, and whether weight decay applies to them."""
+        layers = {layer.name for layer in self._plan.quantized} if self._plan is not None else set()
+        return {
+            parameter: decay
+            for name, parameter, decay in learned_parameters(pl_module)
+            if name.rpartition(".")[0] in layers
+        }
 
     def _check_learning(self, trainer: Trainer) -> None:
         """Refuse what learned parameters cannot be combined with."""
@@ -283,92 +280,6 @@ class QuantizationCallback(Callback, ABC):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the model."""
         self._release(pl_module)
-
-    # ---- evaluation -------------------------------------------------------------------------------------------------
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Quantize each weight once for all batches; the weights may be averages, put in place just before."""
-        self._reuse_levels(trainer, pl_module, forget=batch_idx == 0)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Stop reusing until the next batch."""
-        self._stop_reusing()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what was quantized: averages may give way to the weights in training."""
-        self._forget_levels()
-
-    def on_test_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Quantize each weight once for all batches."""
-        self._reuse_levels(trainer, pl_module, forget=batch_idx == 0)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Stop reusing until the next batch."""
-        self._stop_reusing()
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what was quantized."""
-        self._forget_levels()
-
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Quantize each weight once for all batches."""
-        self._reuse_levels(trainer, pl_module, forget=batch_idx == 0)
-
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Stop reusing until the next batch."""
-        self._stop_reusing()
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget what was quantized."""
-        self._forget_levels()
-
-    def _reuse_levels(self, trainer: Trainer, pl_module: LightningModule, *, forget: bool) -> None:
-        # Sharded weights come and go at addresses of their own.
-        if not self.reuse_quantized or trainer.strategy.restore_checkpoint_after_setup:
-            return
-        if self._cache is None:
-            self._cache = next((state.cache for _, _, state in quantized_layers(pl_module)), None)
-        if self._cache is not None:
-            self._cache.open(forget=forget)
-
-    def _stop_reusing(self) -> None:
-        if self._cache is not None:
-            self._cache.close()
-
-    def _forget_levels(self) -> None:
-        if self._cache is not None:
-            self._cache.close()
-            self._cache.forget()
 
     # ---- records ----------------------------------------------------------------------------------------------------
 
@@ -486,181 +397,8 @@ class QuantizationCallback(Callback, ABC):
         self._forget_levels()
         if self._schedule is not None:
             self._schedule.timer = None
-        for name in ("setup", "configure_model"):
-            waiting = pl_module.__dict__.get(name)
-            if isinstance(waiting, functools.partial) and waiting.func is _hook_then_action:
-                del pl_module.__dict__[name]
-        _restore_configure_optimizers(pl_module)
+        release(pl_module)
         self._forget()
-
-
-@dataclass(eq=False)
-class BalancedQuantization(QuantizationCallback):
-    r"""Train with balanced low-bit weights and, if asked, activations (Zhou et al. 2017, arXiv:1706.07145).
-
-    Args:
-        weight_bits: width of weight codes, 1 to 8.
-        activation_bits: width of the codes of layer inputs and of the hidden states of recurrent layers, 1 to 8;
-            ``None`` leaves activations float.
-        center: where a bin is split: its ``"mean"`` (cheaper) or its ``"median"`` (exact quantiles).
-        scale: outermost level at ``"max"`` magnitude (the paper), at 1.25 times the ``"mean"`` magnitude, where the
-            levels fit the weight best (``"least_squares"``), or there at first and then ``"learned"``, as LSQ does.
-        granularity: one partition and scale per weight (``"per_tensor"``) or per output channel (``"per_channel"``).
-        recurrent: quantizer of the hidden-to-hidden weights of recurrent layers, with its own width, such as
-            ``UniformQuantizer(bits=4)``; ``None`` for that of all weights.
-        activation_range: ``"unit"`` clips activations to [0, 1] (the paper); ``"observed"`` to a running range;
-            ``"pact"`` (Choi et al. 2018) and ``"lsq"`` (Esser et al. 2020) to one that is learned. Hidden states that
-            tanh bounds are always in [-1, 1].
-        activation_sign: whether activations can be negative: ``"auto"`` finds out from training batches.
-        include: patterns of layers to quantize; see :class:`lightning_balq.QuantizationConfig`.
-        exclude: patterns of layers to leave float.
-        weight_bits_by_layer: pattern to weight bits, where they differ from ``weight_bits``.
-        activation_bits_by_layer: pattern to activation bits, where they differ from ``activation_bits``.
-        quantize_first_last: also quantize the first and the last layer.
-        start_step: optimizer steps to train in float first.
-        blend_steps: optimizer steps over which the quantized network is blended in after that.
-        learned_lr_factor: factor of the learning rate of learned scales and ranges, > 0.
-        reuse_quantized: quantize a weight once for all forwards between two of its changes. Turn it off if your code
-            writes to ``parameter.data`` between batches whose gradients are accumulated: nothing shows such a change.
-        record_every_n_steps: optimizer steps between two records; 0 records nothing.
-        verbose: 0 prints no tables.
-        name: distinguishes two callbacks of one kind in one Trainer.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of range.
-
-    Example:
-        >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[BalancedQuantization(weight_bits=2, activation_bits=2)], logger=False)
-    """
-
-    _: KW_ONLY
-    center: Center = "mean"
-    scale: Scale | Literal["learned"] = "max"
-    granularity: Granularity = "per_tensor"
-
-    def _quantizer(self) -> WeightQuantizer:
-        if self.scale == "learned":
-            return LearnedBalancedQuantizer(self.weight_bits, self.granularity, self.center)
-        return BalancedQuantizer(self.weight_bits, self.center, self.scale, self.granularity)
-
-
-@dataclass(eq=False)
-class UniformQuantization(QuantizationCallback):
-    """Train with uniformly quantized weights, the baseline: the nearest of evenly spaced levels.
-
-    Args:
-        scale: outermost level at ``"max"`` magnitude (extremal values), at 1.25 times the ``"mean"`` magnitude, or
-            where the levels fit the weight best (``"least_squares"``).
-        granularity: one scale per weight (``"per_tensor"``) or per output channel (``"per_channel"``).
-
-    All other arguments are those of :class:`BalancedQuantization`.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of range.
-
-    Example:
-        >>> UniformQuantization(weight_bits=2, scale="mean").state_key
-        'UniformQuantization'
-    """
-
-    _: KW_ONLY
-    scale: Scale = "max"
-    granularity: Granularity = "per_tensor"
-
-    def _quantizer(self) -> WeightQuantizer:
-        return UniformQuantizer(self.weight_bits, self.scale, self.granularity)
-
-
-@dataclass(eq=False)
-class DoReFaQuantization(QuantizationCallback):
-    """Train with DoReFa-Net weights, the baseline of Zhou et al. 2016 (arXiv:1606.06160).
-
-    All arguments are those of :class:`BalancedQuantization`, except for ``center``, ``scale`` and ``granularity``.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of range.
-
-    Example:
-        >>> DoReFaQuantization(weight_bits=1, activation_bits=2, activation_range="unit").weight_bits
-        1
-    """
-
-    def _quantizer(self) -> WeightQuantizer:
-        return DoReFaQuantizer(self.weight_bits)
-
-
-@dataclass(eq=False)
-class LSQQuantization(QuantizationCallback):
-    """Train with learned step sizes, the baseline of Esser et al. 2020 (arXiv:1902.08153).
-
-    Args:
-        grid: ``"integer"`` (the paper's, with a level at zero, from 2 bits on) or ``"symmetric"`` (that of balanced
-            quantization, from 1 bit on).
-        granularity: one scale per weight (``"per_tensor"``) or per output channel (``"per_channel"``).
-
-    All other arguments are those of :class:`BalancedQuantization`; the paper's activations are
-    ``activation_range="lsq"``.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if an argument is out of range.
-
-    Example:
-        >>> LSQQuantization(weight_bits=2, activation_bits=2, activation_range="lsq").grid
-        'integer'
-    """
-
-    _: KW_ONLY
-    grid: Grid = "integer"
-    granularity: Granularity = "per_tensor"
-
-    def _quantizer(self) -> WeightQuantizer:
-        return LSQQuantizer(self.weight_bits, self.granularity, self.grid)
-
-
-def _late_builder(pl_module: LightningModule) -> str | None:
-    """Name of the last hook in which the user may build layers, if there is one."""
-    return next((name for name in ("configure_model", "setup") if _is_users(pl_module, name)), None)
-
-
-def _is_users(pl_module: LightningModule, name: str) -> bool:
-    # Lightning's own test refuses a module of the twin package, `pytorch_lightning` or `lightning.pytorch`.
-    owner = next(cls for cls in type(pl_module).__mro__ if name in cls.__dict__)
-    return owner.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
-
-
-def _call_after(pl_module: LightningModule, name: str, action: Callable[[LightningModule], None]) -> None:
-    """Run ``action`` after the next call of the hook ``name``, once."""
-    pl_module.__dict__[name] = functools.partial(_hook_then_action, pl_module, name, action)
-
-
-def _hook_then_action(
-    pl_module: LightningModule, name: str, action: Callable[[LightningModule], None], *args: Any, **kwargs: Any
-) -> None:
-    del pl_module.__dict__[name]
-    getattr(pl_module, name)(*args, **kwargs)
-    action(pl_module)
-
-
-def _configure_optimizers(pl_module: LightningModule, present: Callable[[], Any] | None, lr_factor: float) -> Any:
-    """``configure_optimizers`` of the module, with groups of their own for what its quantizers learn."""
-    _restore_configure_optimizers(pl_module)
-    decays = {parameter: decay for _, parameter, decay in learned_parameters(pl_module)}
-    with separate_groups(decays, lr_factor):
-        return pl_module.configure_optimizers()
-
-
-def _restore_configure_optimizers(pl_module: LightningModule) -> None:
-    hook = pl_module.__dict__.get("configure_optimizers")
-    if isinstance(hook, functools.partial) and hook.func is _configure_optimizers:
-        _, present, _ = hook.args
-        del pl_module.__dict__["configure_optimizers"]
-        if present is not None:
-            pl_module.__dict__["configure_optimizers"] = present
 
 
 def _sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:

@@ -1,0 +1,22 @@
+"""Lightning callbacks that train a model with quantized weights and activations.
+
+They decide *when*: everything they do to a model is done by :mod:`lightning_balq.nn`, which also works alone.
+``methods`` has the callbacks, ``base`` what they share, ``reuse`` the hooks in which a weight need not be quantized
+again, ``module_hooks`` what is put in front of the hooks of a module.
+"""
+
+from lightning_balq.callback.base import QuantizationCallback
+from lightning_balq.callback.methods import (
+    BalancedQuantization,
+    DoReFaQuantization,
+    LSQQuantization,
+    UniformQuantization,
+)
+
+__all__ = [
+    "BalancedQuantization",
+    "DoReFaQuantization",
+    "LSQQuantization",
+    "QuantizationCallback",
+    "UniformQuantization",
+]
