@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from lightning.pytorch import LightningModule
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,6 +19,8 @@ CLASSES = 10
 
 def digits(train_size: int = 1197) -> tuple[TensorDataset, TensorDataset]:
     """Training and test set: images in [0, 1] of shape (1, 8, 8) and labels; the same split at every call."""
+    from sklearn.datasets import load_digits  # not at the top: networks do without it
+
     source = load_digits()
     images = torch.tensor(source.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(source.target)
@@ -34,7 +35,7 @@ def batches(dataset: TensorDataset, batch_size: int, seed: int | None = None) ->
     return DataLoader(dataset, batch_size, shuffle=seed is not None, generator=generator, drop_last=seed is not None)
 
 
-def network(name: Network) -> nn.Sequential:
+def network(name: Network, classes: int = CLASSES) -> nn.Sequential:
     """Build a network of four quantizable layers.
 
     A CNN with batch norm, the same without, an MLP, or a CNN with batch norm and strides for pooling: the fastest.
@@ -42,7 +43,7 @@ def network(name: Network) -> nn.Sequential:
     if name == "mlp":
         sizes = [64, 128, 128, 128]
         hidden = [(nn.Linear(a, b), nn.ReLU()) for a, b in pairwise(sizes)]
-        return nn.Sequential(nn.Flatten(), *[layer for pair in hidden for layer in pair], nn.Linear(128, CLASSES))
+        return nn.Sequential(nn.Flatten(), *[layer for pair in hidden for layer in pair], nn.Linear(128, classes))
     norm = name != "cnn"
 
     def block(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
@@ -51,11 +52,11 @@ def network(name: Network) -> nn.Sequential:
 
     if name == "cnn_strided":
         return nn.Sequential(
-            *block(1, 16, stride=2), *block(16, 32), *block(32, 32, stride=2), nn.Flatten(), nn.Linear(128, CLASSES)
+            *block(1, 16, stride=2), *block(16, 32), *block(32, 32, stride=2), nn.Flatten(), nn.Linear(128, classes)
         )
     return nn.Sequential(
         *block(1, 16), *block(16, 32), nn.MaxPool2d(2), *block(32, 32), nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), nn.Linear(128, CLASSES),
+        nn.Flatten(), nn.Linear(128, classes),
     )  # fmt: skip
 
 
