@@ -1,4 +1,4 @@
-"""Negative log-likelihood of a whole text, whose exponential is the perplexity."""
+"""Negative log-likelihood of a whole data set; the exponential of that of a text is the perplexity."""
 
 import torch
 from torch import Tensor
@@ -6,25 +6,25 @@ from torchmetrics import Metric
 
 
 class MeanNLL(Metric):
-    """Mean over all tokens of all batches and processes, however many tokens each batch has; NaN stays NaN."""
+    """Mean over all samples of all batches and processes, however many each batch has; NaN stays NaN."""
 
     is_differentiable = False
     higher_is_better = False
     full_state_update = False
 
     total: Tensor
-    tokens: Tensor
+    samples: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("samples", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, total: Tensor, tokens: Tensor) -> None:
-        """Add the sum of negative log-likelihoods in nats of a number of tokens."""
+    def update(self, total: Tensor, samples: Tensor) -> None:
+        """Add the sum of negative log-likelihoods in nats of a number of samples."""
         self.total += total
-        self.tokens += tokens
+        self.samples += samples
 
     def compute(self) -> Tensor:
-        """Return nats for each token, float64 scalar."""
-        return self.total / self.tokens
+        """Return nats for each sample, float64 scalar."""
+        return self.total / self.samples

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from recipes.data.markov import MarkovText
+from recipes.models.classifier import ImageClassifier
 from recipes.models.language import LanguageModel
 
 SYMBOLS = 12
@@ -44,6 +46,45 @@ def tiny_model(seed: int = 0, **options: Any) -> LanguageModel:
     seed_everything(seed, verbose=False)
     defaults = {"vocabulary_size": SYMBOLS, "units": 8, "dropout": 0.0, "learning_rate": 1.0}
     return LanguageModel(**defaults | options)
+
+
+def tiny_classifier(seed: int = 0, **options: Any) -> ImageClassifier:
+    """A classifier of images of 8x8 pixels."""
+    seed_everything(seed, verbose=False)
+    defaults = {"network": "digits_cnn", "classes": 10, "learning_rate": 0.05}
+    return ImageClassifier(**defaults | options)
+
+
+class RandomImages(LightningDataModule):
+    """Images of 8x8 pixels without meaning, in the same order in every epoch.
+
+    Args:
+        size: how many images each part has.
+        batch_size: images of a batch; the last one may have fewer.
+        classes: what labels are drawn from.
+    """
+
+    def __init__(self, size: int = 42, batch_size: int = 8, classes: int = 10) -> None:
+        super().__init__()
+        self.size, self.batch_size, self.classes = size, batch_size, classes
+
+    def images(self, part: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of a part."""
+        generator = torch.Generator().manual_seed(part)
+        shape = (self.size, 1, 8, 8)
+        return torch.randn(shape, generator=generator), torch.randint(self.classes, shape[:1], generator=generator)
+
+    def loader(self, part: int) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(TensorDataset(*self.images(part)), self.batch_size)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self.loader(0)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self.loader(1)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return self.loader(2)
 
 
 def quiet_trainer(root: Path, **options: Any) -> Trainer:
