@@ -1,8 +1,18 @@
-"""Train, validate or test a language model: settings from YAML files and from the command line, which wins.
+"""Train, validate or test a model of the recipes: settings from YAML files and from the command line, which wins.
 
 Run:  python -m recipes.train fit --config recipes/ptb_lstm_w2a2.yaml --data.path FOLDER
       python -m recipes.train test --config recipes/ptb_lstm_w2a2.yaml --data.path FOLDER --ckpt_path FILE
       python -m recipes.train fit --help
+
+Model and data are classes, here or elsewhere: `LanguageModel` or `ImageClassifier`, `PennTreebank`, `MarkovText` or
+`package.module.Class`. `--model LanguageModel --model.units 300` sets what a file would say as
+
+      model:
+        class_path: LanguageModel
+        init_args: {units: 300}
+
+Two checkpoints are kept: the one with the lowest `val_loss`, or the best by `--checkpoint.monitor` and
+`--checkpoint.mode`, and `last.ckpt`, of the last epoch, which `--ckpt_path` goes on from.
 
 How weights and activations are quantized is one option; without it the network is float:
 
@@ -14,16 +24,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 from lightning_balq.callback import QuantizationCallback
 from recipes.configuration import expand
 from recipes.data import markov, text  # noqa: F401  # `--data` takes the name of any class that is imported
-from recipes.data.module import TextModule
-from recipes.models.language import LanguageModel
+from recipes.models import classifier, language  # noqa: F401  # and `--model` does
+from recipes.models.weight_files import load_, read
 from recipes.random_state import RandomState
 from recipes.weight_clipping import WeightClipping
 
@@ -33,7 +42,7 @@ class TrainingProgram(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Those of Lightning that a language model has."""
+        """Those of Lightning that the models have."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -45,7 +54,7 @@ class TrainingProgram(LightningCLI):
             "--init_from", type=str | None, default=None, help="Checkpoint whose weights `fit` starts with, no more."
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.monitor": "val_loss", "checkpoint.save_last": True})
+        parser.set_defaults({"checkpoint.monitor": "val_loss"})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse a command line whose configuration files may have bases."""
@@ -61,9 +70,16 @@ class TrainingProgram(LightningCLI):
         """Do not let the settings in a checkpoint win over those of this run, as Lightning does."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer, with a callback for each option that is given."""
+        """Build the Trainer, with a callback for each option that is given, and one to go on from, `last.ckpt`."""
         settings = self.config_init[self.subcommand]
-        callbacks = list(settings["trainer"]["callbacks"] or [])
+        asked = settings["trainer"]["callbacks"]
+        callbacks = [asked] if isinstance(asked, Callback) else list(asked or [])
+        # `save_last` of the other one leaves out epochs that are not among the best, in Lightning 2.6.
+        callbacks.append(
+            ModelCheckpoint(
+                settings["checkpoint"].dirpath, "last", enable_version_counter=False, save_on_train_epoch_end=True
+            )
+        )
         if settings["weight_clipping"] is not None:
             callbacks.append(WeightClipping(settings["weight_clipping"]))
         if settings["quantization"] is not None:
@@ -86,12 +102,17 @@ def load_weights(model: LightningModule, path: Path) -> None:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        RuntimeError: if names or shapes of weights differ.
+        ValueError: if it is not a checkpoint, or names or shapes of weights differ.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"`init_from` must be a checkpoint, the file {path} does not exist")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(checkpoint["state_dict"], strict=True)
+    checkpoint = read(path, "init_from")
+    if "state_dict" not in checkpoint:
+        raise ValueError(
+            f"`init_from` must be a checkpoint of a run, {path} is none; a file of nothing but the weights of a "
+            "network is for `--model.pretrained` of an ImageClassifier"
+        )
+    differences = load_(model, checkpoint["state_dict"])
+    if differences:
+        raise ValueError(f"`init_from` must be a checkpoint of the same model, {path} is of another: {differences}")
 
 
 def main(arguments: Sequence[str] | None = None) -> TrainingProgram:
@@ -104,8 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> TrainingProgram:
         The program, with the model and the Trainer that were run.
     """
     return TrainingProgram(
-        LanguageModel,
-        TextModule,
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         seed_everything_default=0,

@@ -3,7 +3,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.testing import assert_close
 
 import recipes
@@ -70,12 +69,13 @@ def test_published_settings_are_those_of_the_papers():
     xu, he = load(FOLDER / "ptb_gru_w3a3.yaml"), load(FOLDER / "ptb_lstm_sibling_w2a2.yaml")
     assert xu["trainer"] == {"max_epochs": 80, "gradient_clip_val": 0.25}
     assert xu["data"]["init_args"]["steps"] == 30 and xu["weight_clipping"] == 1.0
-    assert {key: xu["model"][key] for key in ("cell", "optimizer", "learning_rate", "decay")} == {
+    assert {key: xu["model"]["init_args"][key] for key in ("cell", "optimizer", "learning_rate", "decay")} == {
         "cell": "gru", "optimizer": "sgd", "learning_rate": 20.0, "decay": 1.2,
     }  # fmt: skip
     assert he["trainer"] == {"max_epochs": 100, "gradient_clip_val": 10.0}
     assert he["data"]["init_args"]["steps"] == 20
-    assert {key: he["model"][key] for key in ("optimizer", "learning_rate", "decay", "milestones", "dropout")} == {
+    options = ("optimizer", "learning_rate", "decay", "milestones", "dropout")
+    assert {key: he["model"]["init_args"][key] for key in options} == {
         "optimizer": "adam", "learning_rate": 1e-3, "decay": 10.0, "milestones": [40, 80], "dropout": 0.5,
     }  # fmt: skip
     assert he["quantization"]["init_args"]["activation_range"] == "unit"
@@ -89,7 +89,7 @@ def test_the_method_is_one_option():
 
 
 def test_without_a_file_the_options_make_a_network_quantized_or_float():
-    common = ["fit", "--data=MarkovText", "--model.vocabulary_size=12", *SMALL, *ONE_STEP]
+    common = ["fit", "--data=MarkovText", "--model=LanguageModel", "--model.vocabulary_size=12", *SMALL, *ONE_STEP]
     assert not callbacks(main(common), QuantizationCallback)
     options = ["--quantization=BalancedQuantization", "--quantization.quantize_first_last=true"]
     (callback,) = callbacks(main([*common, *options, "--quantization.center=median"]), QuantizationCallback)
@@ -112,7 +112,7 @@ def test_options_win_over_files_wherever_they_stand(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--model.units=4", "--config", str(QUANTIZED), "--quantization.weight_bits=3", "--print_config"])
     printed = yaml.safe_load(capsys.readouterr().out)
-    assert (printed["model"]["units"], printed["model"]["vocabulary_size"]) == (4, 12)
+    assert [printed["model"]["init_args"][key] for key in ("units", "vocabulary_size")] == [4, 12]
     assert printed["quantization"]["init_args"]["weight_bits"] == 3
     assert printed["checkpoint"]["monitor"] == "val_loss"
     assert printed["seed_everything"] == 0
@@ -143,15 +143,14 @@ def test_there_is_nothing_to_predict(capsys):
 def float_run(tmp_path):
     """A float run of one epoch; its checkpoint."""
     program = run("fit", FLOAT, "--trainer.max_epochs=1")
-    (keeper,) = callbacks(program, ModelCheckpoint)
-    return program, Path(keeper.last_model_path)
+    return program, Path(program.trainer.log_dir) / "checkpoints" / "last.ckpt"
 
 
 def test_a_run_leaves_metrics_checkpoints_and_its_settings(float_run):
     program, last = float_run
     log = Path(program.trainer.log_dir)
     assert "val_perplexity" in (log / "metrics.csv").read_text().splitlines()[0]
-    assert sorted(path.name for path in last.parent.iterdir())[-1] == "last.ckpt"
+    assert [path.name for path in sorted(last.parent.iterdir())] == ["epoch=0-step=18.ckpt", "last.ckpt"]
     again = main(["fit", "--config", str(log / "config.yaml"), *ONE_STEP])
     assert again.model.hparams == program.model.hparams
 
@@ -176,10 +175,13 @@ def test_a_quantized_run_starts_with_the_weights_of_a_float_one_and_nothing_else
 
 
 def test_initial_weights_must_be_there_and_fit(float_run, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"must be a checkpoint, the file .*nothing\.ckpt does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"`init_from` must be a file of .*nothing\.ckpt does not exist"):
         load_weights(tiny_model(), tmp_path / "nothing.ckpt")
-    with pytest.raises(RuntimeError, match=r"size mismatch for embedding\.weight"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is of another: .* 'embedding\.weight' 12x8 instead of 12x4, "):
         load_weights(tiny_model(units=4), float_run[1])
+    torch.save(tiny_model().state_dict(), tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match=r"must be a checkpoint of a run, .*bare\.pt is none"):
+        load_weights(tiny_model(), tmp_path / "bare.pt")
 
 
 @pytest.mark.parametrize("action", ["validate", "test"])
