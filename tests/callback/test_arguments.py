@@ -9,10 +9,10 @@ import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from lightning_balq import BalancedQuantization, DoReFaQuantization, UniformQuantization
+from lightning_balq import BalancedQuantization, DoReFaQuantization, LSQQuantization, UniformQuantization
 from tests.callback.tiny import TinyModel, tiny_model
 
-CALLBACKS = [BalancedQuantization, UniformQuantization, DoReFaQuantization]
+CALLBACKS = [BalancedQuantization, UniformQuantization, DoReFaQuantization, LSQQuantization]
 
 
 @pytest.mark.parametrize("callback", CALLBACKS)
@@ -80,7 +80,7 @@ def test_unknown_argument_is_refused() -> None:
 def test_every_argument_has_a_default_and_is_documented(callback: Any) -> None:
     parameters = inspect.signature(callback).parameters
     assert all(parameter.default is not inspect.Parameter.empty for parameter in parameters.values())
-    documentation = inspect.getdoc(BalancedQuantization) or ""
+    documentation = f"{inspect.getdoc(BalancedQuantization)}\n{inspect.getdoc(callback)}"
     undocumented = [name for name in parameters if f"\n    {name}: " not in documentation]
     assert undocumented == []
 
@@ -110,6 +110,8 @@ def test_repr_shows_every_argument() -> None:
         ),
         ("UniformQuantization", {"weight_bits": 2, "activation_bits": None, "scale": "mean"}),
         ("DoReFaQuantization", {"weight_bits": 1}),
+        ("BalancedQuantization", {"scale": "learned", "activation_range": "pact", "learned_lr_factor": 0.1}),
+        ("LSQQuantization", {"grid": "symmetric", "granularity": "per_channel", "activation_range": "lsq"}),
     ],
 )  # fmt: skip
 def test_yaml_round_trips_through_the_lightning_cli(tmp_path: Any, name: str, arguments: dict[str, Any]) -> None:

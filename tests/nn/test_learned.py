@@ -270,6 +270,19 @@ def test_sign_of_an_input_is_found_out():
     assert quantizer.signed
 
 
+@pytest.mark.parametrize("mode", ["pact", "lsq"])
+def test_sign_of_the_first_batch_counts_at_once(mode):
+    layer = nn.Linear(8, 8)
+    quantize_(layer, everything(activation_bits=2, activation_range=mode))
+    quantize = lambda: layer.__dict__["_balq"].quantize_input(layer, "input", randn(64, 8))  # noqa: E731  # used twice
+    first = quantize()
+    assert len(first.unique()) == 4 and first.min() == -first.max()
+    first.sum().backward()
+    update_ranges_(activation_quantizers(layer))
+    settle_ranges_(activation_quantizers(layer))
+    assert_close(quantize(), first)
+
+
 def test_evaluation_before_training_decides_nothing():
     layer = nn.Linear(8, 3)
     quantize_(layer, everything(LSQQuantizer(2), activation_bits=2, activation_range="lsq"))
