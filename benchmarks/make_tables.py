@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.bars import NOT_MEASURED, bars_table
+from benchmarks.bench_input import input_table
 from benchmarks.bench_quickstart import quickstart_table
 from benchmarks.bench_recording import recording_table
 from benchmarks.figures import FIGURES, digest, draw, drawn_digest
@@ -39,6 +40,7 @@ SPEED = " ".join(f"{name}--cpu--torch*.jsonl" for name in BENCHMARKS)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "activations": ("bench_activations--cpu--torch*.jsonl", activations_table),
     "bars": (SPEED, bars_table),
+    "input": ("bench_input--cpu--torch*.jsonl", input_table),
     "penn_treebank": (PENN_TREEBANK, penn_treebank_table),
     "penn_treebank_published": (PENN_TREEBANK, penn_treebank_published_table),
     "quickstart": ("bench_quickstart--cpu--torch2.13.0.jsonl", quickstart_table),
@@ -52,7 +54,9 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
 }
 """Name of a table to the files of its records, as globs, and the function that makes it from them."""
 
-MAY_BE_EMPTY = {"activations", "bars", "penn_treebank", "penn_treebank_published", "recurrent", "steps", "weights"}
+MAY_BE_EMPTY = {
+    "activations", "bars", "input", "penn_treebank", "penn_treebank_published", "recurrent", "steps", "weights",
+}  # fmt: skip
 """Tables that say so themselves if there are no records yet."""
 
 _OPEN = r"<!-- (?P<kind>table|figure): (?P<name>\S+) -->\n"

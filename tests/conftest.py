@@ -1,4 +1,6 @@
-"""Weights that several test files draw."""
+"""What several test files use."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,3 +23,16 @@ def draw():
         return np.asarray(kinds[kind](np.random.default_rng(seed), shape), dtype=np.float32)
 
     return draw
+
+
+@pytest.fixture
+def own_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `datasets` cache beside the test, report no use, and not wait for seconds at the end of a shuffled stream."""
+    try:
+        from datasets import config
+    except ModuleNotFoundError:  # folders do without it
+        return
+    monkeypatch.setenv("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # for processes that are started
+    monkeypatch.setattr(config, "HF_UPDATE_DOWNLOAD_COUNTS", False, raising=False)
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)

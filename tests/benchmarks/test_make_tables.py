@@ -62,7 +62,7 @@ def test_a_table_without_records_says_so(name, tmp_path):
 
 
 def test_the_bars_read_every_benchmark_of_speed_and_no_other(tmp_path):
-    for name in (*BENCHMARKS, "bench_quickstart", "bench_recording", "study_defaults"):
+    for name in (*BENCHMARKS, "bench_input", "bench_quickstart", "bench_recording", "study_defaults"):
         (tmp_path / f"{name}--cpu--torch2.13.0.jsonl").touch()
         (tmp_path / f"{name}--nvidia-h100--torch2.13.0.jsonl").touch()
     patterns = make_tables.TABLES["bars"][0].split()

@@ -31,19 +31,6 @@ def short_markov(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def own_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `datasets` cache beside the test, report no use, and not wait for seconds at the end of a shuffled stream."""
-    try:
-        from datasets import config
-    except ModuleNotFoundError:  # folders do without it
-        return
-    monkeypatch.setenv("HF_UPDATE_DOWNLOAD_COUNTS", "0")  # for processes that are started
-    monkeypatch.setattr(config, "HF_UPDATE_DOWNLOAD_COUNTS", False, raising=False)
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
-
-
-@pytest.fixture
 def no_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the seed of `seed_everything`, and restore it afterwards."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
