@@ -1,5 +1,6 @@
 import gc
 import os
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -93,6 +94,27 @@ def test_workers_change_nothing(form):
     alone, several = (list(ready(path, workers=workers, **options).train_dataloader()) for workers in (0, 2))
     for one, other in zip(alone, several, strict=True):
         assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"streaming": True}, {"cache": "cached"}], ids=["table", "stream", "cache"])
+def test_each_image_is_augmented_in_its_own_way(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "validation"):
+        table([encoded(noise(40, 32))] * 8, [0] * 8).to_parquet(str(tmp_path / f"{part}-0.parquet"))
+    data = ready(tmp_path, cache_size=32, **options)
+    trained, evaluated = (
+        torch.cat([images for images, _ in loader]) for loader in (data.train_dataloader(), data.val_dataloader())
+    )
+    assert len(trained.unique(dim=0)) == 8 and len(evaluated.unique(dim=0)) == 1
+
+
+def test_what_workers_need_can_be_sent_to_them(form):
+    """As on platforms where processes are not forked."""
+    path, options = form
+    data = ready(path, **options)
+    keys = list(data.order("validation", 0))
+    sent = pickle.loads(pickle.dumps(data.fetch("validation")))
+    assert_close(sent(0, keys), data.fetch("validation")(0, keys), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
