@@ -113,10 +113,11 @@ class ImageNet(ImageModule):
             if split in self._sources:
                 continue
             if not location.has(split):
+                spared = stage == "fit" and split == "validation"
                 raise FileNotFoundError(
                     f"the {split} images are not in {self.path}, which holds "
                     f"{', '.join(other for other in FOLDERS if location.has(other))} images"
-                    + (": `--trainer.limit_val_batches 0` trains without" if stage == "fit" else "")
+                    + (": `--trainer.limit_val_batches 0` trains without" if spared else "")
                 )
             self._sources[split] = self._open(split)
         names = [list(source.names) for source in self._sources.values()]

@@ -306,7 +306,7 @@ def test_validation_images_alone_are_enough_to_evaluate(tmp_path):
         folder.rmdir()
     data = ready(root, stage="test")
     assert data.classes == 3 and in_order(collect(data.test_dataloader())) == VALIDATION
-    with pytest.raises(FileNotFoundError, match=r"the train images are not in .*, which holds validation images"):
+    with pytest.raises(FileNotFoundError, match=r"the train images are not in .*, which holds validation images$"):
         data.setup("fit")
 
 
