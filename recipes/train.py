@@ -30,8 +30,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from lightning_balq.callback import QuantizationCallback
 from recipes.configuration import expand
-from recipes.data import markov, text  # noqa: F401  # `--data` takes the name of any class that is imported
-from recipes.models import classifier, language  # noqa: F401  # and `--model` does
+
+# `--data` and `--model` take the name of any class that is imported.
+from recipes.data import cifar10, digits, imagenet, markov, text  # noqa: F401
+from recipes.models import classifier, language  # noqa: F401
 from recipes.models.weight_files import load_, read
 from recipes.random_state import RandomState
 from recipes.weight_clipping import WeightClipping
