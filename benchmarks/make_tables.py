@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.bars import NOT_MEASURED, bars_table
+from benchmarks.bench_imagenet import imagenet_table
 from benchmarks.bench_input import input_table
 from benchmarks.bench_quickstart import quickstart_table
 from benchmarks.bench_recording import recording_table
@@ -40,6 +41,7 @@ SPEED = " ".join(f"{name}--cpu--torch*.jsonl" for name in BENCHMARKS)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "activations": ("bench_activations--cpu--torch*.jsonl", activations_table),
     "bars": (SPEED, bars_table),
+    "imagenet": ("bench_imagenet--cpu--torch*.jsonl", imagenet_table),
     "input": ("bench_input--cpu--torch*.jsonl", input_table),
     "penn_treebank": (PENN_TREEBANK, penn_treebank_table),
     "penn_treebank_published": (PENN_TREEBANK, penn_treebank_published_table),
@@ -55,7 +57,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
 """Name of a table to the files of its records, as globs, and the function that makes it from them."""
 
 MAY_BE_EMPTY = {
-    "activations", "bars", "input", "penn_treebank", "penn_treebank_published", "recurrent", "steps", "weights",
+    "activations", "bars", "imagenet", "input", "penn_treebank", "penn_treebank_published", "recurrent", "steps",
+    "weights",
 }  # fmt: skip
 """Tables that say so themselves if there are no records yet."""
 

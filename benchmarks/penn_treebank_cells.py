@@ -80,6 +80,12 @@ class Setting:
 
 
 SETTINGS = {
+    "beginning": Setting(
+        "beginning", networks=("lstm",), widths=("W2A2", "W2"), seeds=(0, 1), train_share=0.15, epochs=1, batch_size=20,
+        steps=20, eval_batch_size=50, units=300, dropout=0.0, optimizer="adam", learning_rate=5e-4, decay=10.0,
+        milestones=None, gradient_clip=1.0, weight_clip=1.0, granularity="per_channel", activation_range="unit",
+        from_float=False, blend_epochs=0.0,
+    ),
     "reduced": Setting(
         "reduced", networks=("lstm",), widths=("W2A2", "W2"), seeds=(0, 1), train_share=0.3, epochs=2, batch_size=20,
         steps=20, eval_batch_size=50, units=300, dropout=0.25, optimizer="adam", learning_rate=5e-4, decay=10.0,

@@ -175,7 +175,11 @@ def note(records: Sequence[Record]) -> str:
 
 
 def _training(setting: str, numbers: Record) -> str:
-    start = "start from the float network of their seed" if numbers["from_float"] else "are trained from scratch"
+    start = (
+        "start from the float network of their seed and train as long again"
+        if numbers["from_float"]
+        else "are trained from scratch"
+    )
     epochs = "1 epoch" if numbers["epochs"] == 1 else f"{numbers['epochs']} epochs"
     optimizer = {"sgd": "SGD", "adam": "Adam"}[numbers["optimizer"]]
     decays = "when the validation does not improve"

@@ -17,7 +17,7 @@ from recipes.data.markov import MarkovText
 from recipes.models.language import LanguageModel
 
 TINY = replace(
-    SETTINGS["reduced"], units=8, epochs=3, optimizer="sgd", learning_rate=5.0, milestones=None, gradient_clip=0.25
+    SETTINGS["beginning"], units=8, epochs=3, optimizer="sgd", learning_rate=5.0, milestones=None, gradient_clip=0.25
 )
 FLOAT_CELL, QUANTIZED = Cell("lstm", FLOAT, FLOAT, 0), Cell("lstm", "W2A2", "balanced_mean", 0)
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_a_record_says_what_was_run_and_what_came_out(study):
         "network": "lstm", "width": "W2A2", "method": "balanced_mean", "seed": 0, "weight_bits": 2, "center": "mean",
         "scale": "mean",
     }  # fmt: skip
-    assert record["setting"] == "reduced" and record["numbers"]["learning_rate"] == 5.0
+    assert record["setting"] == "beginning" and record["numbers"]["learning_rate"] == 5.0
     perplexities = record["validation_perplexity"]
     assert len(perplexities) == 3 and perplexities[record["best_epoch"] - 1] == min(perplexities)
     assert 1 < record["test_perplexity"] < 30 and 1 < record["effective_bitwidth"] <= 2
@@ -232,7 +232,7 @@ def test_a_method_is_its_callback(study, method):
 
 def test_runs_of_another_setting_are_not_mixed(study):
     study(replace(TINY, epochs=1)).run([FLOAT_CELL])
-    with pytest.raises(ValueError, match=r"work\.jsonl must hold records of one setting 'reduced'"):
+    with pytest.raises(ValueError, match=r"work\.jsonl must hold records of one setting 'beginning'"):
         study().run([FLOAT_CELL])
 
 

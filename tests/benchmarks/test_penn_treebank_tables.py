@@ -80,8 +80,9 @@ def test_the_note_says_what_was_run_where():
     for text in (
         f"Setting `reduced`: Penn Treebank, {100 * numbers.train_share:g} % of the training text, whole validation",
         "and test text read in 50 columns; ",
-        f"{numbers.epochs} epoch, batch 20, 20 steps, dropout {numbers.dropout:g}, Adam from 0.0005, divided by 10",
-        "are trained from scratch", "biases and cell states stay float", "A float step takes 0.250 s.",
+        f"{numbers.epochs} epochs, batch 20, 20 steps, dropout {numbers.dropout:g}, Adam from 0.0005, divided by 10",
+        "start from the float network of their seed and train as long again",
+        "biases and cell states stay float", "A float step takes 0.250 s.",
         "Device: cpu, threads: 1; torch 2, lightning 3, lightning_balq 4 (commit 0123456, sources abc)",
         "`python -m benchmarks.penn_treebank --path FOLDER --setting reduced`",
     ):  # fmt: skip
@@ -94,6 +95,8 @@ def test_every_setting_and_device_has_its_own_table_the_full_one_first():
     notes = [line for line in penn_treebank_table(made).splitlines() if line.startswith("Setting")]
     assert [line.split("`")[1] for line in notes] == ["full", "full", "reduced"]
     assert "start from the float network of their seed" in notes[0]
+    scratch = penn_treebank_table([record("float", "float", 0, 90.0, setting="beginning")])
+    assert "are trained from scratch" in scratch
     assert sorted("some gpu" in line for line in notes) == [False, False, True]
 
 

@@ -30,7 +30,7 @@ class Decaying(TinyModel):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), 0.05, momentum=0.9, weight_decay=0.1)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 30)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.95**step)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -167,6 +167,29 @@ def test_weights_loaded_after_the_model_was_quantized_decide_where_scales_begin(
     keep = Keep()
     fit(tmp_path, Pretrained(), METHODS["lsq"](), keep)
     assert_equal(keep.scale, LSQQuantization(2)._quantizer().initial_scale(keep.weight))
+
+
+@each_method
+def test_the_first_step_of_a_range_is_taken_from_where_it_begins(tmp_path: Path, method: Any) -> None:
+    class Keep(Callback):
+        def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            if trainer.global_step == 0:
+                self.begin = values(pl_module)
+                self.slopes = {name: parameter.grad.clone() for name, parameter, _ in learned_parameters(pl_module)}
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            if trainer.global_step == 1:
+                self.after = values(pl_module)
+
+    class Plain(TinyModel):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    keep = Keep()
+    fit(tmp_path, Plain(), method(), keep)
+    for name, begin in keep.begin.items():
+        assert not torch.equal(begin, torch.ones_like(begin)) and keep.slopes[name].abs().max() > 0
+        assert_close(keep.after[name], begin - 0.1 * keep.slopes[name])
 
 
 # ---- with others -----------------------------------------------------------------------------------------------------
