@@ -1,5 +1,8 @@
 """Every recipe for images trains, says what it is, and states the setting it names."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -100,3 +103,20 @@ def test_the_modern_setting_goes_with_a_recipe_and_with_float_weights(recipe, ph
     assert len(list(quantized_layers(model))) == QUANTIZED[network]
     # One step of warm-up from there.
     assert 0 < float((model.network.fc.bias - weights["fc.bias"]).abs().max()) < 0.02
+
+
+def test_torchrun_starts_two_processes(photographs, tmp_path):
+    """The command of docs/imagenet.md, with two processes on one machine without GPUs."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "recipes.train", "fit", "--config", str(FOLDER / "imagenet_resnet18_w2a2.yaml")]
+    command += [f"--data.path={photographs}", "--data.batch_size=4", "--data.eval_batch_size=2", "--data.workers=0"]
+    command += ["--data.crop_size=32", "--data.resize_size=32", "--model.classes=3", "--trainer.devices=2"]
+    command += ["--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    command += [f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false"]
+    root = str(FOLDER.parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "MEMBER: 2/2" in done.stderr
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 1
