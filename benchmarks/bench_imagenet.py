@@ -26,8 +26,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import recipes
-from benchmarks.environment import environment, results_path
-from benchmarks.records import Record, append
+from benchmarks.records import Record, append, results_path
+from recipes.environment import environment
 
 NAME = "bench_imagenet"
 NETWORKS = ("alexnet", "googlenet", "resnet18", "resnet50")

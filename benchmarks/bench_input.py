@@ -27,14 +27,14 @@ import PIL
 import torch
 
 from benchmarks.bars import last_runs
-from benchmarks.environment import environment, results_path
 from benchmarks.harness import Case, measure
 from benchmarks.program import records, report
-from benchmarks.records import Record, append
+from benchmarks.records import Record, append, results_path
 from recipes.data.encoded import OpenedImage
 from recipes.data.imagenet import ImageNet
 from recipes.data.loader import Fetch
 from recipes.data.module import Split
+from recipes.environment import environment
 
 NAME = "bench_input"
 REFERENCE = "training"

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.environment import environment, results_path
-from benchmarks.records import Record, append
+from benchmarks.records import Record, append, results_path
+from recipes.environment import environment
 
 
 def main() -> None:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from benchmarks.environment import environment, results_path
-from benchmarks.records import Record, append
+from benchmarks.records import Record, append, results_path
 from lightning_balq import BalancedQuantization
 from recipes.digits import DigitsClassifier, batches, digits
+from recipes.environment import environment
 
 RECORDS = 12
 """Records timed for each network."""

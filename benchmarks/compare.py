@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.bars import last_runs
-from benchmarks.environment import ROOT, git, results_path
 from benchmarks.harness import Quartiles, ratio
 from benchmarks.program import show
-from benchmarks.records import Record, read
+from benchmarks.records import Record, read, results_path
 from benchmarks.suite import BENCHMARKS
+from recipes.environment import ROOT, git
 
 LEAST_CHANGE = 1.1
 

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.environment import environment, results_path
 from benchmarks.penn_treebank_cells import SETTINGS, Cell, Setting, all_cells, select
 from benchmarks.penn_treebank_run import BudgetSpent, Run
-from benchmarks.records import Record, append, read
+from benchmarks.records import Record, append, read, results_path
 from recipes.data.module import TextModule
 from recipes.data.text import PennTreebank
+from recipes.environment import environment
 
 BENCHMARK = "penn_treebank"
 

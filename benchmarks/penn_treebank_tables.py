@@ -6,8 +6,8 @@ from statistics import fmean, stdev
 
 from benchmarks.penn_treebank_cells import FLOAT, METHODS, SETTINGS, WIDTHS
 from benchmarks.records import Record
-from benchmarks.statistics import compare
 from benchmarks.study_defaults_tables import markdown, probability
+from recipes.statistics import paired_test
 
 NOT_MEASURED = "No records yet. Measure: `python -m benchmarks.penn_treebank --path FOLDER`."
 REFERENCE = "uniform_mean"
@@ -105,16 +105,16 @@ def difference(row: Row, other: Row | None) -> str:
     if not differences:
         return ""
     if len(differences) >= ENOUGH:
-        comparison = compare(differences)
-        return f"{comparison.mean:+.1f} ± {stdev(differences):.1f} (p {_p(comparison.p)}, n = {comparison.n})"
+        test = paired_test(differences)
+        return f"{test.mean:+.1f} ± {stdev(differences):.1f} ({_p(test.p)}, n = {test.n})"
     if len(differences) > 1:
         return f"{fmean(differences):+.1f} ({', '.join(f'{value:+.1f}' for value in differences)})"
     return f"{differences[0]:+.1f}"
 
 
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
     shown = probability(value)
-    return shown if shown.startswith("<") else f"= {shown}"
+    return shown if value is None else f"p {shown}" if shown.startswith("<") else f"p = {shown}"
 
 
 def penn_treebank_published_table(records: Sequence[Record]) -> str:

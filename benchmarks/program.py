@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.environment import environment, results_path
 from benchmarks.harness import Measurement, Quartiles, ratio
-from benchmarks.records import Record, append
+from benchmarks.records import Record, append, results_path
+from recipes.environment import environment
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,10 @@ import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+
+from recipes.environment import environment
+
 Record: TypeAlias = dict[str, Any]
 
 RESULTS = Path(__file__).parent / "results"
@@ -18,3 +22,10 @@ def append(path: Path, record: Record) -> None:
     """Add a record to a file."""
     with path.open("a") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def results_path(benchmark: str, device: torch.device) -> Path:
+    """Where the records of a benchmark are kept: ``<benchmark>--<device>--torch<version>.jsonl``."""
+    kind = str(environment(device)["device"]).lower().replace(" ", "-")
+    version = torch.__version__.partition("+")[0]
+    return RESULTS / f"{benchmark}--{kind}--torch{version}.jsonl"

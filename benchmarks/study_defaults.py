@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
-from benchmarks.environment import environment, results_path
-from benchmarks.records import Record, append, read
+from benchmarks.records import Record, append, read, results_path
 from lightning_balq import BalancedQuantization, UniformQuantization
 from recipes.digits import DigitsClassifier, Network, batches, digits
+from recipes.environment import environment
 
 BENCHMARK = "study_defaults"
 NETWORKS: tuple[Network, ...] = ("cnn_bn", "cnn", "mlp")

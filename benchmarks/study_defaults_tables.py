@@ -6,9 +6,7 @@ from statistics import fmean
 from typing import NamedTuple, TypeAlias
 
 from benchmarks.records import Record
-from benchmarks.statistics import Comparison, compare, holm
-
-SIGNIFICANT = 0.05
+from recipes.statistics import SIGNIFICANCE, PairedTest, holm, paired_test
 
 
 class Setting(NamedTuple):
@@ -32,7 +30,7 @@ Accuracies: TypeAlias = dict[Setting, dict[Block, dict[int, float]]]
 def settings_table(records: Sequence[Record]) -> str:
     """One row a setting: accuracy at each width, failures, and the paired difference to the best setting."""
     accuracies, widths = quantized(records), bits_of(records)
-    comparisons, adjusted = against_best(accuracies)
+    tests, adjusted = against_best(accuracies)
     header = ["scale / center / range / granularity", *(f"W{bits}A{bits}" for bits in widths), "all", "worst run"]
     header += ["non-finite", "collapsed", "difference to best", "p", "p (Holm)", "qualifies"]
     rows = []
@@ -42,19 +40,20 @@ def settings_table(records: Sequence[Record]) -> str:
         means = [percent(fmean(block[bits] for block in accuracies[setting].values())) for bits in widths]
         row = [setting.label(), *means, percent(overall(accuracies[setting]))]
         row += [percent(min(record["test_accuracy"] for record in runs)), *map(str, failures)]
-        row += _verdict(comparisons.get(setting), adjusted.get(setting), sum(failures))
+        row += _verdict(tests.get(setting), adjusted.get(setting), setting in adjusted, sum(failures))
         rows.append(row)
     return f"{markdown(header, [*rows, _float_row(records, len(widths))])}\n\n{provenance(records)}"
 
 
-def _verdict(comparison: Comparison | None, adjusted: float | None, failures: int) -> list[str]:
+def _verdict(test: PairedTest | None, adjusted: float | None, candidate: bool, failures: int) -> list[str]:
     """Difference, p, adjusted p and whether the setting qualifies; a baseline has no adjusted p and cannot qualify."""
-    if comparison is None:
+    if test is None:
         return ["best", "", "", "no" if failures else "yes"]
-    shown = [difference(comparison), probability(comparison.p)]
-    if adjusted is None:
+    shown = [difference(test), probability(test.p)]
+    if not candidate:
         return [*shown, "", ""]
-    return [*shown, probability(adjusted), "no" if failures or adjusted < SIGNIFICANT else "yes"]
+    worse = adjusted is not None and adjusted < SIGNIFICANCE
+    return [*shown, probability(adjusted), "no" if failures or worse else "yes"]
 
 
 def _float_row(records: Sequence[Record], widths: int) -> list[str]:
@@ -89,15 +88,15 @@ def factors_table(records: Sequence[Record]) -> str:
     accuracies, widths = quantized(records), bits_of(records)
     effects = {name: _effect(accuracies, pairs) for name, pairs in _option_pairs(accuracies).items()}
     tests = {
-        name: compare([fmean(values) for values in zip(*effect.values(), strict=True)])
+        name: paired_test([fmean(values) for values in zip(*effect.values(), strict=True)])
         for name, effect in effects.items()
     }
-    adjusted = holm({name: test.p for name, test in tests.items()})
+    adjusted = holm([test.p for test in tests.values()])
     header = ["factor: options", *(f"W{bits}A{bits}" for bits in widths), "all", "p", "p (Holm)"]
     rows = []
-    for name, test in tests.items():
-        row = [name, *(difference(compare(effects[name][bits])) for bits in widths)]
-        rows.append([*row, difference(test), probability(test.p), probability(adjusted[name])])
+    for (name, test), p in zip(tests.items(), adjusted, strict=True):
+        row = [name, *(difference(paired_test(effects[name][bits])) for bits in widths)]
+        rows.append([*row, difference(test), probability(test.p), probability(p)])
     return markdown(header, rows)
 
 
@@ -123,16 +122,19 @@ def _effect(accuracies: Accuracies, pairs: Sequence[tuple[Setting, Setting]]) ->
     }
 
 
-def against_best(accuracies: Accuracies) -> tuple[dict[Setting, Comparison], dict[Setting, float]]:
+def against_best(accuracies: Accuracies) -> tuple[dict[Setting, PairedTest], dict[Setting, float | None]]:
     """Compare every setting with the best balanced one; adjusted p of the balanced ones, which are one family."""
     balanced = [setting for setting in accuracies if setting.method == "balanced"]
     best = max(balanced, key=lambda setting: overall(accuracies[setting]))
-    comparisons = {
-        setting: compare([fmean(blocks[block].values()) - fmean(accuracies[best][block].values()) for block in blocks])
+    tests = {
+        setting: paired_test(
+            [fmean(blocks[block].values()) - fmean(accuracies[best][block].values()) for block in blocks]
+        )
         for setting, blocks in accuracies.items()
         if setting != best
     }
-    return comparisons, holm({s: comparison.p for s, comparison in comparisons.items() if s.method == "balanced"})
+    candidates = [setting for setting in tests if setting.method == "balanced"]
+    return tests, dict(zip(candidates, holm([tests[setting].p for setting in candidates]), strict=True))
 
 
 def quantized(records: Iterable[Record]) -> Accuracies:
@@ -191,12 +193,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def difference(comparison: Comparison) -> str:
-    return f"{100 * comparison.mean:+.2f} ± {100 * comparison.standard_error:.2f}"
+def difference(test: PairedTest) -> str:
+    spread = "" if test.standard_error is None else f" ± {100 * test.standard_error:.2f}"
+    return f"{100 * test.mean:+.2f}{spread}"
 
 
-def probability(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
+def probability(p: float | None) -> str:
+    return "not tested" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

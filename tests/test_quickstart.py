@@ -23,7 +23,6 @@ from recipes.quickstart.methods import CASES, FLOAT, METHODS
 from recipes.quickstart.output import claimed_folder, write_output
 from recipes.quickstart.page import report_page
 from recipes.quickstart.results import Layer, Results, Run, Setup, Weights
-from recipes.quickstart.statistics import deviation, holm, paired_test, quartiles
 from recipes.quickstart.study import Study, run_study
 from recipes.quickstart.summary import comparisons, table_rows
 from recipes.quickstart.training import Training, build_callback
@@ -311,33 +310,6 @@ def test_report_of_one_seed_claims_nothing(program):
 
 
 # ---- statistics ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n", [2, 5, 20])
-def test_paired_test_equals_scipy(n):
-    rng = np.random.default_rng(n)
-    ours, theirs = rng.normal(1, 1, n), rng.normal(0, 1, n)
-    expected = stats.ttest_rel(ours, theirs).pvalue
-    assert paired_test((ours - theirs).tolist()) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.parametrize("differences", [[0.5], [0.0, 0.0, 0.0], [0.5, 0.5, 0.5]], ids=str)
-def test_paired_test_without_spread_tests_nothing(differences):
-    assert paired_test(differences) is None
-
-
-def test_holm_equals_an_example_worked_by_hand():
-    # Sorted .005 .01 .03 .04, times 4 3 2 1, and never below the one before.
-    assert holm([0.01, 0.04, None, 0.03, 0.005]) == pytest.approx([0.03, 0.06, None, 0.06, 0.02])
-    assert holm([0.6, 0.7]) == [1.0, 1.0]
-
-
-def test_deviation_and_quartiles_equal_numpy():
-    values = np.random.default_rng(0).normal(size=11).tolist()
-    assert deviation(values) == pytest.approx(np.std(values, ddof=1))
-    assert deviation(values[:1]) is None
-    for n in (1, 2, 10, 11):
-        assert quartiles(values[:n]) == pytest.approx(np.quantile(values[:n], [0.25, 0.5, 0.75]))
 
 
 def test_comparisons_are_paired_by_seed(three_seeds):

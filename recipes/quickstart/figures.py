@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from recipes.quickstart.drawing import INK, MUTED, figure, svg
 from recipes.quickstart.methods import CASES, FLOAT, QUANTIZED, Case, Method
 from recipes.quickstart.results import Results, Run, Weights
-from recipes.quickstart.statistics import deviation
+from recipes.statistics import deviation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

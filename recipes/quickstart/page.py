@@ -9,9 +9,10 @@ from recipes.quickstart.drawing import drawing, variable
 from recipes.quickstart.figures import accuracy_panel, bitwidth_panel, weight_panels
 from recipes.quickstart.methods import CASES, METHODS, WIDTHS, Case
 from recipes.quickstart.results import Results, Setup
-from recipes.quickstart.summary import Comparison, Row, comparisons, format_p, table_rows
+from recipes.quickstart.summary import Comparison, Row, comparisons, table_rows
 from recipes.quickstart.table import HEADINGS, count_seeds, row_cells, verdicts
 from recipes.quickstart.wording import CAVEATS, EXAMPLE, FIGURES, LEAD, READ_DIFFERENCES, READ_RESULTS
+from recipes.statistics import format_p
 
 NARROW, *WIDE = (f"W{bits}A{bits}" for bits in WIDTHS)
 

@@ -5,9 +5,7 @@ from statistics import fmean
 
 from recipes.quickstart.methods import CASES, FLOAT, METHODS, Case
 from recipes.quickstart.results import Results, Run
-from recipes.quickstart.statistics import deviation, holm, paired_test, quartiles
-
-SIGNIFICANCE = 0.05
+from recipes.statistics import SIGNIFICANCE, deviation, format_p, holm, paired_test, quartiles
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,6 @@ class Comparison:
         return f"{pair}, p = {format_p(self.p)}, n = {self.n}{verdict}."
 
 
-def format_p(p: float) -> str:
-    """As many digits as decide something."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
 def table_rows(results: Results) -> list[Row]:
     """Every row, in the order of the cases."""
     return [_row(case, _runs(results, name), results) for name, case in CASES.items()]
@@ -121,7 +114,7 @@ def comparisons(results: Results) -> list[list[Comparison]]:
 
 def _compare(pairs: list[tuple[Case, Case]], results: Results) -> list[Comparison]:
     differences = [_differences(results, case.name, baseline.name) for case, baseline in pairs]
-    adjusted = holm([paired_test(values) for values in differences])
+    adjusted = holm([paired_test(values).p for values in differences])
     return [
         Comparison(case.name, baseline.name, fmean(values), deviation(values), len(values), p)
         for (case, baseline), values, p in zip(pairs, differences, adjusted, strict=True)

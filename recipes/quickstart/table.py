@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from recipes.quickstart.results import Results
-from recipes.quickstart.summary import SIGNIFICANCE, Comparison, Row, comparisons, table_rows
+from recipes.quickstart.summary import Comparison, Row, comparisons, table_rows
+from recipes.statistics import SIGNIFICANCE
 
 
 def result_tables(results: Results) -> Group:

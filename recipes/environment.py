@@ -3,17 +3,17 @@
 import hashlib
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
 
 import lightning_balq
-from benchmarks.records import RESULTS, Record
 
 ROOT = Path(__file__).parents[1]
 
 
-def environment(device: torch.device) -> Record:
+def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, threads, commit, and a digest of the sources of the package that was measured."""
     commit = git("rev-parse", "HEAD")
     # As in `git describe --dirty`, files that git does not track do not count: a new benchmark writes its first records
@@ -41,13 +41,6 @@ def source_digest() -> str:
     for path in sorted(path for path in package.rglob("*") if path.suffix in (".py", ".cpp")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
-
-
-def results_path(benchmark: str, device: torch.device) -> Path:
-    """Where the records of a benchmark are kept: ``<benchmark>--<device>--torch<version>.jsonl``."""
-    kind = str(environment(device)["device"]).lower().replace(" ", "-")
-    version = torch.__version__.partition("+")[0]
-    return RESULTS / f"{benchmark}--{kind}--torch{version}.jsonl"
 
 
 def git(*arguments: str) -> str | None:

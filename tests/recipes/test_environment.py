@@ -1,6 +1,6 @@
 import torch
 
-from benchmarks.environment import environment, results_path, source_digest
+from recipes.environment import environment, source_digest
 
 
 def test_environment_names_versions_and_no_host():
@@ -11,18 +11,13 @@ def test_environment_names_versions_and_no_host():
 
 
 def test_environment_without_git_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr("benchmarks.environment.ROOT", tmp_path)
+    monkeypatch.setattr("recipes.environment.ROOT", tmp_path)
     where = environment(torch.device("cpu"))
     assert (where["commit"], where["dirty"]) == (None, None)
 
 
-def test_results_path_names_benchmark_device_and_torch(monkeypatch):
-    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
-    assert results_path("study_defaults", torch.device("cpu")).name == "study_defaults--cpu--torch2.13.0.jsonl"
-
-
 def test_the_digest_changes_with_python_and_cpp_sources_only(monkeypatch, tmp_path):
-    monkeypatch.setattr("benchmarks.environment.lightning_balq.__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("recipes.environment.lightning_balq.__file__", str(tmp_path / "__init__.py"))
     seen = {source_digest()}
     for name in ("a.py", "kernels/b.cpp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
