@@ -2,6 +2,8 @@
 
 A file may name another by the key ``base``, relative to its own folder. What it says itself wins; mappings are merged
 key by key, everything else is replaced.
+
+What a file says under ``widths`` is for :mod:`recipes.compare`, and no setting of a training.
 """
 
 import json
@@ -12,6 +14,7 @@ from typing import Any
 import yaml
 
 BASE = "base"
+WIDTHS = "widths"
 OPTIONS = ("--config", "-c")
 
 
@@ -68,7 +71,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
         ValueError: if a file cannot be expanded.
     """
     files, others = _split(arguments[1:])
-    texts = [json.dumps(load(Path(file))) for file in files]
+    texts = [json.dumps({key: value for key, value in load(Path(file)).items() if key != WIDTHS}) for file in files]
     return [*arguments[:1], *[word for text in texts for word in (OPTIONS[0], text)], *others]
 
 

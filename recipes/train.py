@@ -17,6 +17,10 @@ Two checkpoints are kept: the one with the lowest `val_loss`, or the best by `--
 How weights and activations are quantized is one option; without it the network is float:
 
       --quantization UniformQuantization --quantization.weight_bits 2 --quantization.scale mean
+
+The files in `recipes/methods` set it for methods that have a name; several files are merged, the last one wins:
+
+      --config recipes/digits_cnn.yaml --config recipes/methods/lsq.yaml --quantization.weight_bits 2
 """
 
 import sys
@@ -40,7 +44,17 @@ from recipes.weight_clipping import WeightClipping
 
 
 class TrainingProgram(LightningCLI):
-    """Command line with ``--quantization``, ``--weight_clipping``, ``--init_from`` and ``--checkpoint`` added."""
+    """Command line with ``--quantization``, ``--weight_clipping``, ``--init_from`` and ``--checkpoint`` added.
+
+    Args:
+        *args: as for :class:`LightningCLI`.
+        callbacks: come before all others in the Trainer, and see the model before it is quantized.
+        **kwargs: as for :class:`LightningCLI`.
+    """
+
+    def __init__(self, *args: Any, callbacks: Sequence[Callback] = (), **kwargs: Any) -> None:
+        self._first_callbacks = callbacks
+        super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -75,7 +89,7 @@ class TrainingProgram(LightningCLI):
         """Build the Trainer, with a callback for each option that is given, and one to go on from, `last.ckpt`."""
         settings = self.config_init[self.subcommand]
         asked = settings["trainer"]["callbacks"]
-        callbacks = [asked] if isinstance(asked, Callback) else list(asked or [])
+        callbacks = [*self._first_callbacks, *([asked] if isinstance(asked, Callback) else asked or [])]
         # `save_last` of the other one leaves out epochs that are not among the best, in Lightning 2.6.
         callbacks.append(
             ModelCheckpoint(
@@ -117,11 +131,12 @@ def load_weights(model: LightningModule, path: Path) -> None:
         raise ValueError(f"`init_from` must be a checkpoint of the same model, {path} is of another: {differences}")
 
 
-def main(arguments: Sequence[str] | None = None) -> TrainingProgram:
+def main(arguments: Sequence[str] | None = None, callbacks: Sequence[Callback] = ()) -> TrainingProgram:
     """Run what the command line says.
 
     Args:
         arguments: of the command line; those of this process by default.
+        callbacks: come before those that the command line asks for.
 
     Returns:
         The program, with the model and the Trainer that were run.
@@ -139,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> TrainingProgram:
             "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}},
         },
         args=None if arguments is None else list(arguments),
+        callbacks=callbacks,
     )
 
 

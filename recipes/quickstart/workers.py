@@ -1,13 +1,13 @@
 """Processes that work for this one, and never outlive it."""
 
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from recipes.processes import exit_with_parent
 
 Result = TypeVar("Result")
 
@@ -41,13 +41,5 @@ def submit_all(
 
 
 def _start(prepare: Callable[[], None]) -> None:
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    exit_with_parent()
     prepare()
-
-
-def _exit_with_parent() -> None:
-    """End this process as soon as its parent has, however that ended."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
