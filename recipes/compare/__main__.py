@@ -108,6 +108,7 @@ def write_tables(options: argparse.Namespace) -> int:
 
     from recipes.compare.figures import draw
 
+    choose(methods(), [options.baseline])
     records = read(options.results)
     folder = options.output or (options.results if options.results.is_dir() else options.results.parent) / "report"
     folder.mkdir(parents=True, exist_ok=True)

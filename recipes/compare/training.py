@@ -39,8 +39,10 @@ def run(cell: Cell, results: Results, options: Options) -> Record | None:
         # The system gives the lock back however a process ends.
         with FileLock(folder / "lock", timeout=0):
             if results.is_due(cell.name, options.retry):
-                results.write(cell.name, attempt(cell, folder, options))
-                (folder / LAST).unlink(missing_ok=True)
+                record = attempt(cell, folder, options)
+                results.write(cell.name, record)
+                if record["status"] == FINISHED:
+                    (folder / LAST).unlink(missing_ok=True)
     except Timeout:
         return None
     return results.record(cell.name)
