@@ -29,6 +29,7 @@ from benchmarks.records import RESULTS, Record, read
 from benchmarks.speed_tables import activations_table, recurrent_table, steps_table, weights_table
 from benchmarks.study_defaults_tables import factors_table, networks_table, settings_table
 from benchmarks.suite import BENCHMARKS
+from recipes.compare.tables import markdown_tables
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ("README.md", "docs/**/*.md", "benchmarks/README.md")
@@ -36,11 +37,13 @@ DRAWINGS = Path(__file__).parent / "figures"
 
 STUDY = "study_defaults--cpu--torch2.13.0.jsonl"
 SCALING = "bench_scaling--cpu--torch*.jsonl"
+COMPARE_DIGITS = "compare_digits_cnn--*--torch*.jsonl"
 PENN_TREEBANK = "penn_treebank--*--torch*.jsonl"
 SPEED = " ".join(f"{name}--cpu--torch*.jsonl" for name in BENCHMARKS)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "activations": ("bench_activations--cpu--torch*.jsonl", activations_table),
     "bars": (SPEED, bars_table),
+    "compare_digits_cnn": (COMPARE_DIGITS, markdown_tables),
     "imagenet": ("bench_imagenet--cpu--torch*.jsonl", imagenet_table),
     "input": ("bench_input--cpu--torch*.jsonl", input_table),
     "penn_treebank": (PENN_TREEBANK, penn_treebank_table),

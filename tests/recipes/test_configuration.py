@@ -54,6 +54,12 @@ def test_files_stand_before_other_options_wherever_they_were(write, spelling):
     assert expand(["fit", "--model.units", "4", *words]) == expected
 
 
+def test_widths_are_no_setting_of_a_training(write):
+    path = write("a.yaml", "widths: {weight_bits: [1]}\nmodel: {units: 8}\n")
+    assert expand(["fit", "--config", str(path)]) == ["fit", "--config", '{"model": {"units": 8}}']
+    assert load(path)["widths"] == {"weight_bits": [1]}
+
+
 def test_several_files_keep_their_order_and_other_arguments_are_left_alone(write):
     first, second = write("a.yaml", "seed: 1\n"), write("b.yaml", "seed: 2\n")
     expanded = expand(["fit", "--config", str(first), "--x", "1", "--config", str(second), "--y"])

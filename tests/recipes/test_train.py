@@ -6,7 +6,7 @@ import yaml
 from torch.testing import assert_close
 
 import recipes
-from lightning_balq import BalancedQuantization, UniformQuantization
+from lightning_balq import BalancedQuantization, DoReFaQuantization, UniformQuantization
 from lightning_balq.callback import QuantizationCallback
 from lightning_balq.nn import quantized_layers
 from recipes.configuration import load
@@ -18,6 +18,7 @@ pytest.importorskip("datasets")
 
 FOLDER = Path(recipes.__file__).parent
 FILES = sorted([*FOLDER.glob("ptb_*.yaml"), *FOLDER.glob("markov_*.yaml")])
+METHODS = FOLDER / "methods"
 FLOAT, QUANTIZED = FOLDER / "markov_lstm_float.yaml", FOLDER / "markov_lstm_w2a2.yaml"
 SMALL = [
     "--model.units=8", "--data.batch_size=2", "--data.eval_batch_size=2", "--trainer.accelerator=cpu",
@@ -42,7 +43,33 @@ def callbacks(program: TrainingProgram, kind: type) -> list:
 def test_no_recipe_is_left_out():
     images = [*FOLDER.glob("image*.yaml"), *FOLDER.glob("cifar10_*.yaml")]
     assert len(FILES) == 15
-    assert set(FOLDER.glob("*.yaml")) - {*FILES, *images} == {FOLDER / "modern.yaml"}
+    assert set(FOLDER.glob("*.yaml")) - {*FILES, *images} == {FOLDER / "modern.yaml", FOLDER / "digits_cnn.yaml"}
+
+
+def test_the_recipe_for_digits_trains_float_and_by_a_method():
+    pytest.importorskip("sklearn")
+    options = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *ONE_STEP]
+    recipe = ["fit", "--config", str(FOLDER / "digits_cnn.yaml")]
+    program = main([*recipe, *options])
+    assert program.trainer.global_step == 1 and not callbacks(program, QuantizationCallback)
+    method = [
+        "--config",
+        str(METHODS / "pact.yaml"),
+        "--quantization.weight_bits=3",
+        "--quantization.activation_bits=2",
+    ]
+    (callback,) = callbacks(main([*recipe, *method, *options]), QuantizationCallback)
+    assert type(callback) is DoReFaQuantization and callback.activation_range == "pact"
+    assert (callback.weight_bits, callback.activation_bits) == (3, 2)
+
+
+def test_a_method_file_takes_the_place_of_the_method_of_a_recipe():
+    program = run("fit", QUANTIZED, *ONE_STEP, "--config", str(METHODS / "bwn.yaml"), "--quantization.weight_bits=1")
+    (callback,) = callbacks(program, QuantizationCallback)
+    assert type(callback) is UniformQuantization and (callback.scale, callback.weight_bits) == ("least_squares", 1)
+    assert (
+        callback.quantize_first_last and callback.activation_bits == 2
+    )  # what the recipe says and the method does not
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
