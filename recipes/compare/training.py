@@ -60,7 +60,9 @@ def attempt(cell: Cell, folder: Path, options: Options) -> Record:
         if isinstance(error, SystemExit) and error.code != WRONG_OPTION:
             raise
         traceback.print_exc()
-        return cell.described() | failure(f"{type(error).__name__}: {error}", folder)
+        refused = isinstance(error, SystemExit)
+        message = "a setting was refused, the log says which" if refused else f"{type(error).__name__}: {error}"
+        return cell.described() | failure(message, folder)
 
 
 def failure(message: str, folder: Path) -> Record:

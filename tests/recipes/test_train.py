@@ -48,16 +48,15 @@ def test_no_recipe_is_left_out():
 
 def test_the_recipe_for_digits_trains_float_and_by_a_method():
     pytest.importorskip("sklearn")
+    file = FOLDER / "digits_cnn.yaml"
+    for line in ("# Run:  python -m recipes.train fit --config recipes/digits_cnn.yaml", "# Cost: "):
+        assert line in file.read_text()
     options = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *ONE_STEP]
-    recipe = ["fit", "--config", str(FOLDER / "digits_cnn.yaml")]
+    recipe = ["fit", "--config", str(file)]
     program = main([*recipe, *options])
     assert program.trainer.global_step == 1 and not callbacks(program, QuantizationCallback)
-    method = [
-        "--config",
-        str(METHODS / "pact.yaml"),
-        "--quantization.weight_bits=3",
-        "--quantization.activation_bits=2",
-    ]
+    bits = ["--quantization.weight_bits=3", "--quantization.activation_bits=2"]
+    method = ["--config", str(METHODS / "pact.yaml"), *bits]
     (callback,) = callbacks(main([*recipe, *method, *options]), QuantizationCallback)
     assert type(callback) is DoReFaQuantization and callback.activation_range == "pact"
     assert (callback.weight_bits, callback.activation_bits) == (3, 2)
@@ -67,9 +66,8 @@ def test_a_method_file_takes_the_place_of_the_method_of_a_recipe():
     program = run("fit", QUANTIZED, *ONE_STEP, "--config", str(METHODS / "bwn.yaml"), "--quantization.weight_bits=1")
     (callback,) = callbacks(program, QuantizationCallback)
     assert type(callback) is UniformQuantization and (callback.scale, callback.weight_bits) == ("least_squares", 1)
-    assert (
-        callback.quantize_first_last and callback.activation_bits == 2
-    )  # what the recipe says and the method does not
+    # what the recipe says and the method does not
+    assert callback.quantize_first_last and callback.activation_bits == 2
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -61,9 +61,8 @@ def test_a_file_says_what_it_is_and_is_made_for_its_widths(name):
     assert (METHODS[name].weight_bits, METHODS[name].activation_bits) == (weights, activations)
     assert settings(name)["class_path"] == kind
     # What is not said would be left to the recipe, whose own method may differ in it.
-    assert {"activation_range"} | ({"scale"} & set(dir(getattr(lightning_balq, kind)))) <= set(
-        settings(name)["init_args"]
-    )
+    said = {"activation_range"} | ({"scale"} & set(dir(getattr(lightning_balq, kind))))
+    assert said <= set(settings(name)["init_args"])
 
 
 @pytest.mark.parametrize(("name", "width"), CASES, ids=lambda value: str(value))

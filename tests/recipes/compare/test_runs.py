@@ -166,7 +166,7 @@ def test_an_interrupted_run_can_start_over():
 def test_a_wrong_setting_is_a_failed_run_whose_log_names_it(capsys):
     assert one("--set", "model.width=3") == 1
     (record,) = records().values()
-    assert record["status"] == "failed" and record["error"].startswith("SystemExit: 2")
+    assert record["status"] == "failed" and record["error"] == "a setting was refused, the log says which"
     assert "width" in capsys.readouterr().err
 
 
