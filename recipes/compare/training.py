@@ -160,13 +160,13 @@ def configuration(program: TrainingProgram) -> dict[str, Any]:
     kept = {key: written.get(key) for key in SETTINGS}
     told = {key: value for key, value in kept["trainer"].items() if value is not None}
     kept["trainer"] = {key: value for key, value in told.items() if key not in OF_PLACE}
-    return _portable(kept)
+    return portable(kept)
 
 
-def _portable(value: Any) -> Any:
+def portable(value: Any) -> Any:
     """The same without the folders of this machine."""
     if isinstance(value, dict):
-        return {key: _portable(item) for key, item in value.items()}
+        return {key: portable(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_portable(item) for item in value]
+        return [portable(item) for item in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -4,6 +4,7 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.testing import assert_close
 
 import lightning_balq
 from recipes.compare.cells import FLOAT, FOLDER, Width, methods
@@ -36,15 +37,34 @@ def settings(name):
     return yaml.safe_load(METHODS[name].file.read_text())["quantization"]
 
 
-def trained(name, width, root):
+def trained(name, width, root, relu=True):
     """A small network after one step."""
     options = settings(name)
     kind = getattr(lightning_balq, options["class_path"])
     bits = {"weight_bits": width.weight_bits, "activation_bits": width.activation_bits}
     callback = kind(**bits, **options["init_args"], verbose=0)
     model = tiny_classifier()
+    for child, module in list(model.network.named_children()):
+        if isinstance(module, nn.ReLU) and not relu:
+            setattr(model.network, child, nn.Identity())
     quiet_trainer(root, callbacks=[callback], fast_dev_run=True).fit(model, RandomImages())
     return model, callback
+
+
+def convolved(model, monkeypatch):
+    """Input and weight of every convolution."""
+    seen = []
+    forward = nn.Conv2d._conv_forward
+
+    def watched(self, x, weight, bias):
+        seen.append((x, weight))
+        return forward(self, x, weight, bias)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", watched)
+    model.train()  # after one step the running statistics of batch norm are not yet those of the data
+    with torch.no_grad():
+        model(RandomImages().images(0)[0])
+    return seen
 
 
 def test_there_is_a_row_for_each_file():
@@ -70,18 +90,10 @@ def test_what_is_convolved_has_the_promised_number_of_values(name, width, tmp_pa
     model, callback = trained(name, width, tmp_path)
     (quantizers,) = ({type(q).__name__ for layer in callback.plan(model).quantized for q in layer.quantizers.values()},)
     assert quantizers == {ROWS[name][1]}
-    seen = []
-    forward = nn.Conv2d._conv_forward
-
-    def watched(self, x, weight, bias):
-        seen.append((x.unique().numel(), max(channel.unique().numel() for channel in weight)))
-        return forward(self, x, weight, bias)
-
-    monkeypatch.setattr(nn.Conv2d, "_conv_forward", watched)
-    model.train()  # after one step the running statistics of batch norm are not yet those of the data
-    with torch.no_grad():
-        model(RandomImages().images(0)[0])
-    (inputs, first), *quantized = seen
+    (inputs, first), *quantized = [
+        (x.unique().numel(), max(channel.unique().numel() for channel in weight))
+        for x, weight in convolved(model, monkeypatch)
+    ]
     assert inputs > 256 and first == 9  # the first layer is float
     assert len(quantized) == 2
     for inputs, weights in quantized:
@@ -90,3 +102,11 @@ def test_what_is_convolved_has_the_promised_number_of_values(name, width, tmp_pa
             assert inputs > 256
         else:
             assert 2 <= inputs <= 2**width.activation_bits
+
+
+def test_xnor_multiplies_signs_with_signs_and_the_mean_magnitude_of_a_channel(tmp_path, monkeypatch):
+    model, _ = trained("xnor", Width(1, 1), tmp_path, relu=False)
+    _, (x, weight), _ = convolved(model, monkeypatch)
+    assert x.unique().tolist() == [-1.0, 1.0]
+    plain = model.network[3].weight.detach()
+    assert_close(weight, plain.sign() * plain.abs().mean((1, 2, 3), keepdim=True))

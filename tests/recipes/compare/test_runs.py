@@ -18,6 +18,7 @@ import lightning_balq
 from recipes.compare.__main__ import main
 from recipes.compare.records import Results
 from recipes.compare.scheduler import BUSY
+from recipes.compare.training import portable
 from recipes.train import main as train
 from tests.recipes.tiny import RandomImages
 
@@ -108,6 +109,11 @@ def test_a_run_leaves_a_record_of_everything_and_is_not_repeated(capsys):
     before = path.stat()
     assert one("--seed", "3", "--set", "model.learning_rate=0.05") == 0
     assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+def test_a_record_does_not_tell_where_files_are():
+    settings = {"path": "/home/me/data", "files": ["/a/b.pt", "c/d.pt"], "epochs": 3, "name": None}
+    assert portable(settings) == {"path": "data", "files": ["b.pt", "c/d.pt"], "epochs": 3, "name": None}
 
 
 def test_a_run_is_what_the_training_program_does_by_hand():
