@@ -147,7 +147,8 @@ def _finished(figure: "Figure", axes: Sequence["Axes"], metric: str | None) -> "
         handles, names = panel.get_legend_handles_labels()
         labels.update(zip(names, handles, strict=True))
     if labels:
-        figure.legend(labels.values(), labels.keys(), loc="outside right upper", fontsize=7)
+        names = sorted(labels, key=lambda name: (name != FLOAT, name))
+        figure.legend([labels[name] for name in names], names, loc="outside right upper", fontsize=7)
     return figure
 
 
