@@ -33,9 +33,23 @@ def submit_all(
 ) -> list[Future[Result]]:
     """Submit ``function(*task)`` for each task, to processes that leave Ctrl-C to this one."""
     # They start here and inherit this from their first instruction on: no traceback of theirs reaches the terminal.
+    with _interrupts_held_back():
+        return [pool.submit(function, *task) for task in tasks]
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait until the context is left, where the system can; elsewhere it is lost within."""
+    if hasattr(signal, "pthread_sigmask"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        return [pool.submit(function, *task) for task in tasks]
+        yield
     finally:
         signal.signal(signal.SIGINT, handler)
 
