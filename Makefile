@@ -6,7 +6,7 @@ PYTHON ?= python3
 ARGS =
 PIP_INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help quickstart test lint bench bench-compare clean
+.PHONY: help quickstart test test-all lint bench bench-compare clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
@@ -16,6 +16,9 @@ quickstart: .venv/installed ## train a small quantized network
 
 test: lint ## lint, then run the tests and the examples in docstrings
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-all: lint ## the same and what takes longer: soak, kills, the full fuzz run
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m "slow or not slow" $(ARGS)
 
 lint: .venv/installed ## check style, formatting and types
 	.venv/bin/ruff check
