@@ -19,6 +19,7 @@ from lightning_balq.functional.lsq import (
     lsq_codes,
     lsq_fake_quantize,
     lsq_initial_scale,
+    lsq_scale,
     scaled_fake_quantize,
 )
 from lightning_balq.functional.pact import pact_fake_quantize
@@ -59,6 +60,7 @@ __all__ = [
     "lsq_codes",
     "lsq_fake_quantize",
     "lsq_initial_scale",
+    "lsq_scale",
     "max_scale",
     "mean_scale",
     "pact_fake_quantize",

@@ -5,7 +5,10 @@ The learned scale :math:`s` is the distance between two levels, which are :math:
 times :math:`1 / \sqrt{N m_1}`, where N values share the scale: as large as the gradients of the weights then are in
 relation to them. A scale that an optimizer made negative acts as its magnitude.
 
-Source: Esser et al. 2020 (arXiv:1902.08153), equations 1 to 5.
+A scale is trained as its logarithm (:func:`lsq_scale`): optimizers of the kind of Adam move every parameter by about
+the learning rate, which may be many times the distance of two levels.
+
+Source: Esser et al. 2020 (arXiv:1902.08153), equations 1 to 5; for the logarithm Jain et al. 2020 (arXiv:1903.08066).
 """
 
 import math
@@ -48,6 +51,32 @@ def lsq_bounds(bits: int, grid: Grid) -> tuple[float, float]:
     if bits == 1:
         raise ValueError('`grid="integer"` has no level above zero at 1 bit: use 2 bits or more, or `grid="symmetric"`')
     return -(largest + 1) / 2, (largest - 1) / 2
+
+
+def lsq_scale(log_scale: Tensor) -> Tensor:
+    r"""Scale of which a parameter holds the logarithm, :math:`s = e^\theta`.
+
+    The gradient of the parameter is :math:`\frac{1}{s}\,\partial L / \partial s`, so that a step of SGD along it
+    changes the scale by what a step along :math:`\partial L / \partial s` would, to first order in the step; and a step
+    of Adam changes it in proportion to itself.
+
+    Source: Jain et al. 2020 (arXiv:1903.08066), section 3.3, for the logarithm; the factor of the gradient is ours.
+
+    Args:
+        log_scale: natural logarithm of the scale, any shape.
+
+    Returns:
+        float32, positive and finite, shape of ``log_scale``.
+
+    Example:
+        >>> log_scale = torch.tensor([0.5]).log().requires_grad_()
+        >>> (3 * lsq_scale(log_scale)).backward()
+        >>> lsq_scale(log_scale).item(), log_scale.grad
+        (0.5, tensor([6.]))
+    """
+    limits = torch.finfo(torch.float32)
+    scale = log_scale.detach().to(torch.float32).exp().clamp(limits.tiny, limits.max)
+    return scale + (log_scale - log_scale.detach()) / scale
 
 
 def lsq_initial_scale(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_balq.functional.grid import connect
+from lightning_balq.functional.lsq import lsq_scale
 from lightning_balq.nn.activation import ActivationQuantizer
 from lightning_balq.nn.cache import LevelCache
 from lightning_balq.nn.learned_activation import LearnedActivationQuantizer
@@ -83,14 +84,14 @@ class LayerQuantizer:
         """Codes of the weight called ``name``, output channels in dim 0; reading it has no side effects."""
         quantizer, weight = self.weights[name], swap_channels(layer, peek_weight(layer, name))
         if isinstance(quantizer, LearnedScaleQuantizer):
-            return quantizer.codes_at(weight, getattr(layer, _scale_name(name)))
+            return quantizer.codes_at(weight, lsq_scale(getattr(layer, _scale_name(name))))
         return quantizer.codes(weight)
 
     def learned(self) -> dict[str, str]:
         """Names of the parameters that quantizers learn, and of the weight or input that each belongs to."""
         weights = [name for name, quantizer in self.weights.items() if isinstance(quantizer, LearnedScaleQuantizer)]
         inputs = [name for name, quantizer in self.inputs.items() if isinstance(quantizer, LearnedActivationQuantizer)]
-        return {_scale_name(name): name for name in weights} | {_input_name(name): name for name in inputs}
+        return {_scale_name(name): name for name in weights} | {self._input_name(name): name for name in inputs}
 
     def renew(self, name: str, *, begin: bool) -> None:
         """Let a learned parameter begin anew, at what is seen next, or take its value as it is."""
@@ -123,14 +124,15 @@ class LayerQuantizer:
     ) -> Tensor:
         """Quantize a weight at a scale that is learned."""
         parameter = _scale_name(name)
-        scale: Tensor = getattr(layer, parameter)
+        log_scale: Tensor = getattr(layer, parameter)
         rows = swap_channels(layer, weight)
         if parameter in self.unset:
             with torch.no_grad():
-                scale.copy_(quantizer.initial_scale(rows))
+                log_scale.copy_(quantizer.begin(rows))
             if layer.training and torch.is_grad_enabled():  # until then weights may be loaded or changed
                 self.unset.discard(parameter)
-        return from_channels(layer, weight, quantizer.scaled(rows, swap_channels(layer, prepared), scale))
+        levels = quantizer.scaled(rows, swap_channels(layer, prepared), lsq_scale(log_scale))
+        return from_channels(layer, weight, levels)
 
     def _prepared(self, layer: nn.Module, quantizer: WeightQuantizer, weight: Tensor) -> Tensor:
         """Levels of a weight, or what they are made of where a scale is learned."""
@@ -170,11 +172,16 @@ class LayerQuantizer:
                     found[id(parameter), kind] = layer, parameter
         return list(found.values())
 
+    def _input_name(self, name: str) -> str:
+        """Name of the parameter that holds the learned range of an input, or the logarithm of its learned scale."""
+        held = "range" if self.inputs[name].range_mode == "pact" else "log_scale"
+        return f"balq_{held}_{name}"
+
     def _quantize_input(
         self, layer: nn.Module, name: str, quantizer: ActivationQuantizer, value: Tensor, observe: bool
     ) -> Tensor:
         if isinstance(quantizer, LearnedActivationQuantizer):
-            parameter: Tensor = getattr(layer, _input_name(name))
+            parameter: Tensor = getattr(layer, self._input_name(name))
             if self.schedule.phase == "float":  # nothing is learned yet
                 return connect(value, parameter)
             quantized = quantizer.learned(value, parameter, observe=observe)
@@ -186,13 +193,8 @@ class LayerQuantizer:
 
 
 def _scale_name(weight: str) -> str:
-    """Name of the learned scale of a weight."""
-    return f"balq_scale_{weight.replace('.', '_')}"
-
-
-def _input_name(name: str) -> str:
-    """Name of the learned range or scale of an input."""
-    return f"balq_input_{name}"
+    """Name of the parameter that holds the logarithm of the learned scale of a weight."""
+    return f"balq_log_scale_{weight.replace('.', '_')}"
 
 
 def _kind(layer: nn.Module, quantizer: WeightQuantizer) -> Hashable:

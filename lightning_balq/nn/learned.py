@@ -54,7 +54,7 @@ def add_learned_parameters(layer: nn.Module, state: LayerQuantizer) -> None:
         for name, source in state.learned().items():
             quantizer = state.weights.get(source)
             if isinstance(quantizer, LearnedScaleQuantizer):
-                begin = quantizer.initial_scale(swap_channels(layer, peek_weight(layer, source)))
+                begin = quantizer.begin(swap_channels(layer, peek_weight(layer, source)))
             else:
                 begin = torch.ones(1, device=next(layer.parameters()).device)
             layer.register_parameter(name, nn.Parameter(begin))

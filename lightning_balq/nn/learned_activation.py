@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_balq.functional import activation_observation
-from lightning_balq.functional.lsq import lsq_activation_range, lsq_activation_scale, lsq_attach_gradient
+from lightning_balq.functional.lsq import (
+    lsq_activation_range,
+    lsq_activation_scale,
+    lsq_attach_gradient,
+    lsq_scale,
+)
 from lightning_balq.functional.pact import pact_attach_gradient
 from lightning_balq.kernels.activations import activation_fake_quantize
 from lightning_balq.nn.activation import ActivationQuantizer
@@ -16,11 +21,12 @@ LEARNED_RANGES = ("pact", "lsq")
 
 
 class LearnedActivationQuantizer(ActivationQuantizer):
-    """Quantizes one input of a layer at a range (``"pact"``) or scale (``"lsq"``) that is a parameter of the layer.
+    """Quantizes one input of a layer at a range (``"pact"``) or scale (``"lsq"``) that is learned.
 
-    The parameter begins at what the first training batch shows, the range that ``"observed"`` begins with: it is set by
-    the first :func:`lightning_balq.nn.update_ranges_`, to be called between the first backward pass and the optimizer's
-    step. Until then a batch is quantized by its own range, with the gradient that the parameter would get.
+    A parameter of the layer holds the range, or the logarithm of the scale. It begins at what the first training batch
+    shows, the range that ``"observed"`` begins with (1 if all of that batch is zero): it is set by the first
+    :func:`lightning_balq.nn.update_ranges_`, to be called between the first backward pass and the optimizer's step.
+    Until then a batch is quantized by its own range, with the gradient that the parameter would get.
 
     Args:
         bits: width of a code in bits, 1 to 8.
@@ -62,13 +68,13 @@ class LearnedActivationQuantizer(ActivationQuantizer):
             self.pending += seen
         if self.range_mode == "pact":
             return pact_attach_gradient(x, levels, parameter, signed=signed)
-        return lsq_attach_gradient(x, levels, parameter, self.bits, signed=signed)
+        return lsq_attach_gradient(x, levels, lsq_scale(parameter), self.bits, signed=signed)
 
     def range_at(self, parameter: Tensor, signed: Tensor) -> Tensor:
         """Range that a value of the parameter stands for, a scalar tensor."""
         if self.range_mode == "pact":
             return parameter.to(torch.float32).abs().reshape(())
-        return lsq_activation_range(parameter, self.bits, signed=signed)
+        return lsq_activation_range(lsq_scale(parameter), self.bits, signed=signed)
 
     def adopt(self, range_: Tensor, negative: Tensor, seen: Tensor) -> None:
         """Take over the sign; before anything was learned, the range too."""
@@ -89,6 +95,7 @@ class LearnedActivationQuantizer(ActivationQuantizer):
         self.ready = False
 
     def _begin(self, range_: Tensor, signed: Tensor) -> Tensor:
+        range_ = torch.where(range_ > 0, range_, 1.0)
         if self.range_mode == "pact":
             return range_
-        return lsq_activation_scale(range_, self.bits, signed=signed)
+        return lsq_activation_scale(range_, self.bits, signed=signed).log()

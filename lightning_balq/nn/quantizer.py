@@ -1,9 +1,11 @@
 """Weight quantizers as small value objects: a method, its options and a width."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightning_balq.functional import (
@@ -188,7 +190,7 @@ class DoReFaQuantizer(WeightQuantizer):
 
 @dataclass(frozen=True)
 class LearnedScaleQuantizer(WeightQuantizer):
-    """Weight quantizer whose scale, the distance between two levels, is a parameter that is trained with the weight.
+    """Weight quantizer whose scale, the distance between two levels, is trained with the weight, as its logarithm.
 
     Attributes:
         granularity: one scale for the whole weight, or one per output channel.
@@ -209,6 +211,16 @@ class LearnedScaleQuantizer(WeightQuantizer):
     @abstractmethod
     def initial_scale(self, weight: Tensor) -> Tensor:
         """Return the scale to begin with, shape ``(1,)`` or ``(C,)``."""
+
+    def begin(self, weight: Tensor) -> Tensor:
+        """Return the value that the parameter begins with, the logarithm of the initial scale.
+
+        Where all weights are zero, any scale fits them, and none could be trained from zero on: there it is the bound
+        of PyTorch's own initial values, one over the root of the number of inputs.
+        """
+        scale = self.initial_scale(weight)
+        inputs = max(weight.numel() // max(len(weight), 1), 1) if weight.dim() else 1
+        return torch.where(scale > 0, scale, 1 / math.sqrt(inputs)).log()
 
     @abstractmethod
     def scaled(self, weight: Tensor, prepared: Tensor, scale: Tensor) -> Tensor:

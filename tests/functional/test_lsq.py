@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from lightning_balq.functional.lsq import (
     lsq_codes,
     lsq_fake_quantize,
     lsq_initial_scale,
+    lsq_scale,
     scaled_fake_quantize,
 )
 from tests import reference
@@ -120,6 +123,34 @@ def test_scale_of_zero_is_harmless():
 def test_integer_grid_needs_two_bits():
     with pytest.raises(ValueError, match="no level above zero at 1 bit: use 2 bits or more"):
         lsq_fake_quantize(randn(4), torch.ones(1), 1)
+
+
+# ---- the logarithm ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.03, 5.0])
+def test_a_step_of_sgd_moves_the_scale_as_if_it_were_the_parameter(scale):
+    target, rate = 1.3 * scale, 1e-3  # a step of 0.06 % of the scale, so that its square is below the tolerance
+    log_scale = torch.tensor([math.log(scale)], requires_grad=True)
+    optimizer = torch.optim.SGD([log_scale], lr=rate)
+    (lsq_scale(log_scale) - target).square().sum().backward()
+    optimizer.step()
+    by_hand = scale - rate * 2 * (scale - target)
+    assert (lsq_scale(log_scale).item() - scale) == pytest.approx(by_hand - scale, rel=2e-2)
+
+
+def test_a_step_of_adam_moves_the_scale_in_proportion_to_itself():
+    log_scale = torch.tensor([1e-4, 0.03, 5.0]).log().requires_grad_()
+    before = lsq_scale(log_scale).detach()
+    optimizer = torch.optim.Adam([log_scale], lr=0.01)
+    lsq_scale(log_scale).sum().backward()
+    optimizer.step()
+    assert_close(lsq_scale(log_scale).detach() / before, torch.full((3,), math.exp(-0.01)))
+
+
+def test_a_scale_is_positive_and_finite_whatever_its_logarithm():
+    scale = lsq_scale(torch.tensor([-1e4, -200.0, 200.0, 1e4]))
+    assert bool((scale > 0).all()) and bool(scale.isfinite().all())
 
 
 # ---- fixed codes at a learned scale ----------------------------------------------------------------------------------

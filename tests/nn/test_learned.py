@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def test_layers_get_parameters_and_undoing_takes_them_away(quantizer):
     assert names(model) == [
         f"{layer}.{name}"
         for layer in ("stem", "conv", "hidden", "head")
-        for name in ("balq_scale_weight", "balq_input_input")
+        for name in ("balq_log_scale_weight", "balq_log_scale_input")
     ]
     assert [key for key in model.state_dict() if "balq" not in key] == keys
     parameters = {id(parameter) for parameter in model.parameters()}
@@ -68,7 +69,7 @@ def test_layers_get_parameters_and_undoing_takes_them_away(quantizer):
 def test_scale_begins_where_the_method_says(quantizer):
     model = tiny_model()
     quantize_(model, everything(quantizer))
-    weight, scale = model.conv.weight.detach(), model.conv.balq_scale_weight.detach()
+    weight, scale = model.conv.weight.detach(), model.conv.balq_log_scale_weight.detach().exp()
     per_channel = quantizer.granularity == "per_channel"
     rows = list(weight) if per_channel else [weight]
     assert scale.shape == (len(rows),)
@@ -80,6 +81,20 @@ def test_scale_begins_where_the_method_says(quantizer):
             codes, _ = reference.balanced_partition(row.flatten().numpy(), quantizer.bits, quantizer.center)
             expected = 2 * reference.least_squares_scale(row.numpy(), codes, quantizer.bits)
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+@each_quantizer
+def test_zero_weights_and_zero_inputs_begin_at_a_scale_that_can_be_trained(quantizer):
+    layer = nn.Linear(16, 4)
+    nn.init.zeros_(layer.weight)
+    quantize_(layer, everything(quantizer, activation_bits=2, activation_range="lsq"))
+    layer(torch.zeros(3, 16)).sum().backward()
+    update_ranges_(activation_quantizers(layer))
+    settle_ranges_(activation_quantizers(layer))
+    assert_close(layer.balq_log_scale_weight.detach().exp(), torch.full_like(layer.balq_log_scale_weight, 0.25))
+    (activation,) = activation_quantizers(layer)
+    assert float(activation.range_at(layer.balq_log_scale_input.detach(), activation.signed)) == pytest.approx(1)
+    assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
 def test_lazy_layers_are_refused_and_left_alone():
@@ -97,12 +112,13 @@ def test_lazy_layers_are_refused_and_left_alone():
 def test_output_and_gradients_are_those_of_functions_applied_by_hand(quantizer):
     model, by_hand = tiny_model(), tiny_model()
     quantize_(model, everything(quantizer))
-    model.conv.balq_scale_weight.data.mul_(1.3)  # not where it began
+    model.conv.balq_log_scale_weight.data.add_(0.3)  # not where it began
     model(images())
-    model.conv.balq_scale_weight.data.mul_(1.3)
-    scales = {name: getattr(model, name).balq_scale_weight.detach().clone().requires_grad_() for name in LAYERS}
+    model.conv.balq_log_scale_weight.data.add_(0.3)
+    scales = {name: getattr(model, name).balq_log_scale_weight.detach().clone().requires_grad_() for name in LAYERS}
     quantized = {
-        name: functional_form(quantizer, getattr(by_hand, name).weight, scale) for name, scale in scales.items()
+        name: functional_form(quantizer, getattr(by_hand, name).weight, functional.lsq_scale(scale))
+        for name, scale in scales.items()
     }
     expected = torch.func.functional_call(
         by_hand, {f"{name}.weight": value for name, value in quantized.items()}, images()
@@ -113,7 +129,7 @@ def test_output_and_gradients_are_those_of_functions_applied_by_hand(quantizer):
         output.square().sum().backward()
     for name, scale in scales.items():
         assert_equal(getattr(model, name).weight.grad, getattr(by_hand, name).weight.grad)
-        assert_equal(getattr(model, name).balq_scale_weight.grad, scale.grad)
+        assert_equal(getattr(model, name).balq_log_scale_weight.grad, scale.grad)
         assert scale.grad.abs().max() > 0
 
 
@@ -133,9 +149,9 @@ def test_channels_of_transposed_convolutions_and_padding_of_embeddings():
     torch.manual_seed(0)
     conv = nn.ConvTranspose2d(4, 6, 3, groups=2)
     quantize_(conv, everything(LearnedBalancedQuantizer(2, "per_channel")))
-    assert conv.balq_scale_weight.shape == (6,)
+    assert conv.balq_log_scale_weight.shape == (6,)
     conv(randn(1, 4, 5, 5)).sum().backward()
-    conv.balq_scale_weight.data.copy_(torch.arange(1.0, 7))
+    conv.balq_log_scale_weight.data.copy_(torch.arange(1.0, 7).log())
     state = conv.__dict__["_balq"]
     levels = state.quantize_weight(conv, "weight").detach()
     by_channel = levels.reshape(2, 2, 3, 3, 3).transpose(1, 2).reshape(6, -1)
@@ -145,7 +161,7 @@ def test_channels_of_transposed_convolutions_and_padding_of_embeddings():
     rows = embedding(torch.tensor([0, 1]))
     assert_equal(rows[0], torch.zeros(4))
     rows.sum().backward()
-    assert embedding.balq_scale_weight.grad.abs() > 0
+    assert embedding.balq_log_scale_weight.grad.abs() > 0
 
 
 @pytest.mark.parametrize(
@@ -161,7 +177,7 @@ def test_every_weight_of_a_recurrent_layer_learns_its_scale(layer):
     result.square().sum().backward()
     weights = [name for name, _ in layer.named_parameters() if name.startswith("weight")]
     learned = {name for name, _, _ in learned_parameters(layer)}
-    assert learned == {f"balq_scale_{name}" for name in weights} | {"balq_input_input"}
+    assert learned == {f"balq_log_scale_{name}" for name in weights} | {"balq_log_scale_input"}
     assert all(getattr(layer, name).grad.abs().max() > 0 for name in learned)
 
 
@@ -172,11 +188,11 @@ def test_every_weight_of_attention_learns_its_scale():
     layer(x, x, x)[0].square().sum().backward()
     gradients = {name: getattr(layer, name).grad for name, _, _ in learned_parameters(layer)}
     assert set(gradients) == {
-        "balq_scale_in_proj_weight", "balq_scale_out_proj_weight",
-        "balq_input_query", "balq_input_key", "balq_input_value",
+        "balq_log_scale_in_proj_weight", "balq_log_scale_out_proj_weight",
+        "balq_range_query", "balq_range_key", "balq_range_value",
     }  # fmt: skip
     used = {name for name, gradient in gradients.items() if gradient is not None}
-    assert used == set(gradients) - {"balq_input_key", "balq_input_value"}  # one tensor, quantized once
+    assert used == set(gradients) - {"balq_range_key", "balq_range_value"}  # one tensor, quantized once
 
 
 def test_a_weight_is_partitioned_once_while_it_stays(monkeypatch):
@@ -190,7 +206,7 @@ def test_a_weight_is_partitioned_once_while_it_stays(monkeypatch):
     state = layer.__dict__["_balq"]
     state.cache.open(forget=True)
     first = layer(randn(2, 8))
-    layer.balq_scale_weight.data.mul_(2)
+    layer.balq_log_scale_weight.data.add_(math.log(2))
     second = layer(randn(2, 8))
     assert len(calls) == 1
     assert_close((second - layer.bias), 2 * (first - layer.bias))
@@ -235,7 +251,7 @@ def test_range_of_an_input_begins_with_the_first_batch_before_the_optimizer_step
     expected = min(float(x.max()), 2 * 3**0.5 * float(x.mean()))
     (quantizer,) = activation_quantizers(layer)
     update_ranges_([quantizer])
-    parameter = layer.balq_input_input
+    ((_, parameter, _),) = learned_parameters(layer)
     assert float(quantizer.range_at(parameter.detach(), quantizer.signed)) == pytest.approx(expected, rel=1e-6)
     settle_ranges_([quantizer])
     assert_close(layer(x), first)  # its own range before, the learned one now
@@ -252,9 +268,9 @@ def test_later_batches_do_not_move_a_learned_range():
     train = lambda x: (layer(x).sum().backward(), update_ranges_(activation_quantizers(layer)))  # noqa: E731  # two uses
     train(randn(4, 8))
     settle_ranges_(activation_quantizers(layer))
-    before = layer.balq_input_input.detach().clone()
+    before = layer.balq_range_input.detach().clone()
     train(100 * randn(4, 8))
-    assert_equal(layer.balq_input_input.detach(), before)
+    assert_equal(layer.balq_range_input.detach(), before)
 
 
 def test_sign_of_an_input_is_found_out():
@@ -290,7 +306,7 @@ def test_evaluation_before_training_decides_nothing():
         layer.eval()(randn(4, 8))
     (quantizer,) = activation_quantizers(layer)
     update_ranges_([quantizer])
-    assert not quantizer.ready and quantizer.batches == 0 and layer.balq_input_input == 1
+    assert not quantizer.ready and quantizer.batches == 0 and layer.balq_log_scale_input == 1
 
 
 def test_recomputed_forward_sees_the_same_range():
@@ -322,7 +338,7 @@ def test_while_float_nothing_is_quantized_and_nothing_learned():
     restart_learning(model)
     train_once(model)
     weight = model.conv.weight.detach()
-    assert_equal(model.conv.balq_scale_weight.detach(), LSQQuantizer(2).initial_scale(weight))
+    assert_equal(model.conv.balq_log_scale_weight.detach(), LSQQuantizer(2).initial_scale(weight).log())
 
 
 # ---- state -----------------------------------------------------------------------------------------------------------
@@ -334,7 +350,9 @@ def test_float_weights_load_strictly_and_scales_begin_anew():
     train_once(model)
     model.load_state_dict(other.state_dict(), strict=True)
     train_once(model)
-    assert_equal(model.conv.balq_scale_weight.detach(), LSQQuantizer(2).initial_scale(other.conv.weight.detach()))
+    assert_equal(
+        model.conv.balq_log_scale_weight.detach(), LSQQuantizer(2).initial_scale(other.conv.weight.detach()).log()
+    )
     with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"conv.weight\""):
         model.load_state_dict({k: v for k, v in other.state_dict().items() if k != "conv.weight"}, strict=True)
 
@@ -363,7 +381,7 @@ def test_copies_and_pickles_learn_on_their_own():
     file.seek(0)
     for twin in (copy.deepcopy(model), torch.load(file, weights_only=False)):
         assert_equal(twin(images()), model(images()))
-        twin.conv.balq_scale_weight.data.mul_(2)
+        twin.conv.balq_log_scale_weight.data.add_(1)
         assert not torch.equal(twin(images()), model(images()))
 
 
@@ -371,7 +389,7 @@ def test_records_are_those_of_the_codes_at_the_learned_scale():
     layer = nn.Linear(64, 64)
     quantize_(layer, everything(LSQQuantizer(2)))
     layer(randn(1, 64))
-    layer.balq_scale_weight.data.fill_(100.0)
+    layer.balq_log_scale_weight.data.fill_(math.log(100.0))
     _, overall = CodeMonitor().record(layer)
     assert overall.effective_bitwidth == 0 and overall.bin_utilization == 0.25
 
