@@ -66,7 +66,7 @@ def run_all(options: argparse.Namespace) -> int:
     cells = list(all_cells(options.recipe, chosen, options.bits, range(options.seeds), options.overrides))
     due = [cell for cell in cells if results.is_due(cell.name, options.retry)]
     console.print(f"{len(cells)} runs, {len(cells) - len(due)} of them recorded", highlight=False)
-    failed = _run_due(due, Scheduler(results, _how(options), options.jobs), console)
+    failed = _run_due(due, Scheduler(results, _how(options), options.jobs, options.gpus), console)
     earlier = [cell for cell in cells if (results.record(cell.name) or {}).get("status") == FAILED]
     if earlier:
         console.print(f"{len(earlier)} runs have failed; `--retry` runs them again", style="red", highlight=False)
@@ -145,6 +145,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                        help="bits of weights / activations, 32 for float ones; default: 2/2")  # fmt: skip
     every.add_argument("--seeds", type=_positive, default=5, metavar="N", help="seeds 0 to N - 1; default: 5")
     every.add_argument("--jobs", type=_positive, default=1, help="runs at a time; default: 1")
+    every.add_argument("--gpus", nargs="+", default=[], metavar="GPU",
+                       help="GPUs to spread them over, as in CUDA_VISIBLE_DEVICES")  # fmt: skip
     one = actions.add_parser("run", parents=[shared], help="run one cell")
     one.add_argument("--method", required=True, metavar="NAME", help=f"{', '.join(methods())}")
     one.add_argument("--bits", type=_bits, metavar="W/A", help="as above; none for the method float")

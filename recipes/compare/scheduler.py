@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from queue import SimpleQueue
 
 from recipes.compare.cells import Cell, Options
 from recipes.compare.records import LOG, Record, Results
@@ -28,11 +30,14 @@ class Scheduler:
         results: where their records are kept.
         options: how to run each.
         jobs: processes at work at once.
+        gpus: what each of them sees as its GPU, in turn, as in ``CUDA_VISIBLE_DEVICES``; none: what this process sees.
     """
 
     results: Results
     options: Options
     jobs: int
+    gpus: Sequence[str] = ()
+    _free: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
     _processes: set[BaseProcess] = field(default_factory=set)
     _stopped: bool = False
 
@@ -42,6 +47,8 @@ class Scheduler:
         self._context = multiprocessing.get_context(START)
         if START == "forkserver":
             self._context.set_forkserver_preload(["recipes.compare.training"])
+        for gpu in islice(cycle(self.gpus or [None]), self.jobs):
+            self._free.put(gpu)
         with ThreadPoolExecutor(self.jobs) as pool:
             futures = {pool.submit(self._run, cell): cell for cell in cells}
             try:
@@ -57,13 +64,15 @@ class Scheduler:
             return None
         folder = self.results.run(cell.name)
         before = self.results.record(cell.name)
-        process = self._context.Process(target=_work, args=(cell, self.results, self.options))
+        gpu = self._free.get()
+        process = self._context.Process(target=_work, args=(cell, self.results, self.options, gpu))
         self._processes.add(process)
         process.start()
         if self._stopped:  # while it was started
             process.kill()
         process.join()
         self._processes.discard(process)
+        self._free.put(gpu)
         record = self.results.record(cell.name)
         if process.exitcode == BUSY or self._stopped:
             return None
@@ -92,8 +101,10 @@ BUSY = 75
 """Exit status of a process that found its cell in the hands of another program: try again later."""
 
 
-def _work(cell: Cell, results: Results, options: Options) -> None:
+def _work(cell: Cell, results: Results, options: Options, gpu: str | None) -> None:
     """Run a cell in this process, which writes to the log of the run and to no terminal."""
+    if gpu is not None:  # before anything here asks for a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     exit_with_parent()
     log = os.open(results.run(cell.name) / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

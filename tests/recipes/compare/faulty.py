@@ -23,4 +23,6 @@ class Fault(Callback):
         for order in bits & orders.keys():
             if orders[order] == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if orders[order] == "gpu":
+                raise RuntimeError(f"on GPU {os.environ.get('CUDA_VISIBLE_DEVICES')}")
             raise RuntimeError("this is what was asked for\nand more")

@@ -219,6 +219,14 @@ def test_a_failing_run_and_a_dying_process_do_not_stop_the_others():
     assert "Traceback" in log.read_text() and "this is what was asked for" in log.read_text()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_runs_are_spread_over_the_gpus_that_are_named():
+    Path("fault.txt").write_text("2: gpu, 3: gpu")
+    options = ("--methods", "lsq", "--bits", "2/2", "3/3", "--seeds", "1", "--jobs", "2", "--gpus", "5", "3")
+    start(*options).communicate(timeout=200)
+    assert {record["error"] for record in records().values()} == {"RuntimeError: on GPU 5", "RuntimeError: on GPU 3"}
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals and process groups")
 def test_killed_at_any_moment_and_called_again_it_ends_as_if_never_killed():
     size = ["--set", "data.size=300", "data.batch_size=4", "trainer.max_epochs=6"]
