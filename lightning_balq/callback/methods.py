@@ -100,7 +100,10 @@ class UniformQuantization(QuantizationCallback):
 class DoReFaQuantization(QuantizationCallback):
     """Train with DoReFa-Net weights, the baseline of Zhou et al. 2016 (arXiv:1606.06160).
 
-    All arguments are those of :class:`BalancedQuantization`, except for ``center``, ``scale`` and ``granularity``.
+    Args:
+        granularity: one maximum per weight (``"per_tensor"``, the paper) or per output channel (``"per_channel"``).
+
+    All other arguments are those of :class:`BalancedQuantization`, except for ``center`` and ``scale``.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -111,8 +114,11 @@ class DoReFaQuantization(QuantizationCallback):
         1
     """
 
+    _: KW_ONLY
+    granularity: Granularity = "per_tensor"
+
     def _quantizer(self) -> WeightQuantizer:
-        return DoReFaQuantizer(self.weight_bits)
+        return DoReFaQuantizer(self.weight_bits, self.granularity)
 
 
 @dataclass(eq=False)

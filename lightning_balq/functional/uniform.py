@@ -124,34 +124,35 @@ def uniform_fake_quantize(
     return straight_through(weight, dequantize(uniform_codes(weight, step, bits), step, bits))
 
 
-def dorefa_codes(weight: Tensor, bits: int) -> Tensor:
+def dorefa_codes(weight: Tensor, bits: int, *, granularity: Granularity = "per_tensor") -> Tensor:
     r"""Codes of DoReFa-Net weights; see :func:`dorefa_fake_quantize`.
 
     Source: Zhou et al. 2016 (arXiv:1606.06160), equations 7 to 9.
 
     Args:
-        weight: floating point, any shape.
+        weight: floating point, any shape; dim 0 is the output channel.
         bits: width of a code in bits, 1 to 8.
+        granularity: one maximum (at 1 bit: mean) for the whole weight, as in the paper, or one per output channel.
 
     Returns:
         uint8 from 0 to ``2**bits - 1``, shape of ``weight``.
 
     Raises:
         TypeError: if ``bits`` is not an int or ``weight`` not floating point.
-        ValueError: if ``bits`` is out of range.
+        ValueError: if ``bits`` or ``granularity`` is out of range.
 
     Example:
         >>> dorefa_codes(torch.tensor([-2.0, -0.1, 0.1, 2.0]), bits=2)
         tensor([0, 1, 2, 3], dtype=torch.uint8)
     """
     check_bits(bits)
-    values = to_rows(weight, "per_tensor").reshape(weight.shape)
+    values = to_rows(weight, granularity).reshape(weight.shape)
     if bits == 1:
         return (values >= 0).to(torch.uint8)
-    return uniform_codes(_normalised_tanh(values), values.new_tensor([1.0 / (2**bits - 1)]), bits)
+    return uniform_codes(_normalised_tanh(values, granularity), values.new_tensor([1.0 / (2**bits - 1)]), bits)
 
 
-def dorefa_fake_quantize(weight: Tensor, bits: int) -> Tensor:
+def dorefa_fake_quantize(weight: Tensor, bits: int, *, granularity: Granularity = "per_tensor") -> Tensor:
     r"""Quantize weights as DoReFa-Net does.
 
     .. math:: W_q = 2\,Q_b(\tanh W / (2 \max|\tanh W|) + 1/2) - 1; \quad W_q = E|W|\,\mathrm{sign}(W)\ \text{at 1 bit}
@@ -162,15 +163,16 @@ def dorefa_fake_quantize(weight: Tensor, bits: int) -> Tensor:
     Source: Zhou et al. 2016 (arXiv:1606.06160), equations 7 to 9.
 
     Args:
-        weight: floating point, any shape.
+        weight: floating point, any shape; dim 0 is the output channel.
         bits: width of a code in bits, 1 to 8.
+        granularity: one maximum (at 1 bit: mean) for the whole weight, as in the paper, or one per output channel.
 
     Returns:
         Shape and dtype of ``weight``; at most ``2**bits`` distinct values.
 
     Raises:
         TypeError: if ``bits`` is not an int or ``weight`` not floating point.
-        ValueError: if ``bits`` is out of range.
+        ValueError: if ``bits`` or ``granularity`` is out of range.
 
     Example:
         >>> dorefa_fake_quantize(torch.tensor([-2.0, -0.1, 0.1, 2.0]), bits=2)
@@ -178,28 +180,32 @@ def dorefa_fake_quantize(weight: Tensor, bits: int) -> Tensor:
         >>> dorefa_fake_quantize(torch.tensor([-2.0, 1.0]), bits=1)
         tensor([-1.5000,  1.5000])
     """
-    return dorefa_straight_through(weight, dorefa_levels(weight, bits), bits)
+    levels = dorefa_levels(weight, bits, granularity=granularity)
+    return dorefa_straight_through(weight, levels, bits, granularity=granularity)
 
 
-def dorefa_levels(weight: Tensor, bits: int) -> Tensor:
+def dorefa_levels(weight: Tensor, bits: int, *, granularity: Granularity = "per_tensor") -> Tensor:
     """Levels of :func:`dorefa_fake_quantize`, in float32 and without gradient."""
-    codes = dorefa_codes(weight, bits)
+    codes = dorefa_codes(weight, bits, granularity=granularity)
     if bits == 1:
-        return dequantize(codes, mean_magnitude(to_rows(weight, "per_tensor")), bits)
+        return dequantize(codes, mean_magnitude(to_rows(weight, granularity)), bits)
     return divide(odd_codes(codes, bits).to(torch.float32), 2**bits - 1)
 
 
-def dorefa_straight_through(weight: Tensor, levels: Tensor, bits: int) -> Tensor:
+def dorefa_straight_through(
+    weight: Tensor, levels: Tensor, bits: int, *, granularity: Granularity = "per_tensor"
+) -> Tensor:
     """Give ``levels`` the gradient of :func:`dorefa_fake_quantize`, and the type of ``weight``."""
     if bits == 1:
         return straight_through(weight, levels)
-    return straight_through(_normalised_tanh(weight.to(torch.float32)), levels).to(weight.dtype)
+    return straight_through(_normalised_tanh(weight.to(torch.float32), granularity), levels).to(weight.dtype)
 
 
-def _normalised_tanh(values: Tensor) -> Tensor:
-    """``tanh(values)`` divided by its largest magnitude; all zeros stay zeros."""
+def _normalised_tanh(values: Tensor, granularity: Granularity) -> Tensor:
+    """``tanh(values)`` divided by its largest magnitude, of all or of each channel; all zeros stay zeros."""
     squashed = values.tanh()
     if values.numel() == 0:
         return squashed
-    largest = squashed.abs().amax()
-    return squashed / torch.where(largest > 0, largest, 1.0)
+    magnitudes = squashed.abs()
+    largest = magnitudes.amax() if granularity == "per_tensor" else magnitudes.flatten(1).amax(1)
+    return squashed / per_row(torch.where(largest > 0, largest, 1.0), squashed)

@@ -112,7 +112,8 @@ class LayerQuantizer:
         if isinstance(quantizer, LearnedScaleQuantizer):
             quantized = self._scaled(layer, name, quantizer, weight, prepared)
         else:
-            quantized = quantizer.attach_gradient(weight, prepared)
+            attached = quantizer.attach_gradient(swap_channels(layer, weight), swap_channels(layer, prepared))
+            quantized = swap_channels(layer, attached)
         owner, attribute = owner_of(layer, name)
         mask = owner._buffers.get(f"{attribute}_mask")  # set by torch.nn.utils.prune
         if mask is not None:

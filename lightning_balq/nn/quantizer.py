@@ -175,17 +175,29 @@ class DoReFaQuantizer(WeightQuantizer):
         tensor([-1.5000,  1.5000])
     """
 
+    granularity: Granularity = "per_tensor"
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            TypeError: if ``bits`` is not an int.
+            ValueError: if a field is out of range.
+        """
+        super().__post_init__()
+        check_choice(self.granularity, "granularity", GRANULARITIES)
+
     def levels(self, weight: Tensor) -> Tensor:
         """Return the levels of ``weight``, in float32."""
-        return dorefa_levels(weight, self.bits)
+        return dorefa_levels(weight, self.bits, granularity=self.granularity)
 
     def attach_gradient(self, weight: Tensor, levels: Tensor) -> Tensor:
         """Return ``levels`` with the gradient that passes through tanh."""
-        return dorefa_straight_through(weight, levels, self.bits)
+        return dorefa_straight_through(weight, levels, self.bits, granularity=self.granularity)
 
     def codes(self, weight: Tensor) -> Tensor:
         """Return the uint8 codes of ``weight``."""
-        return dorefa_codes(weight, self.bits)
+        return dorefa_codes(weight, self.bits, granularity=self.granularity)
 
 
 @dataclass(frozen=True)

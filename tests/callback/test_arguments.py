@@ -109,7 +109,7 @@ def test_repr_shows_every_argument() -> None:
             },
         ),
         ("UniformQuantization", {"weight_bits": 2, "activation_bits": None, "scale": "mean"}),
-        ("DoReFaQuantization", {"weight_bits": 1}),
+        ("DoReFaQuantization", {"weight_bits": 1, "granularity": "per_channel"}),
         ("BalancedQuantization", {"scale": "learned", "activation_range": "pact", "learned_lr_factor": 0.1}),
         ("LSQQuantization", {"grid": "symmetric", "granularity": "per_channel", "activation_range": "lsq"}),
     ],

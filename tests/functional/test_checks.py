@@ -71,6 +71,8 @@ OF_GRANULARITY = {
     "least_squares_scale": lambda weight, value: least_squares_scale(
         weight, torch.zeros_like(weight, dtype=torch.uint8), 2, granularity=value
     ),
+    "dorefa_codes": lambda weight, value: dorefa_codes(weight, 2, granularity=value),
+    "dorefa_fake_quantize": lambda weight, value: dorefa_fake_quantize(weight, 2, granularity=value),
     "max_scale": lambda weight, value: max_scale(weight, 2, granularity=value),
     "mean_scale": lambda weight, value: mean_scale(weight, 2, granularity=value),
     "uniform_fake_quantize": lambda weight, value: uniform_fake_quantize(weight, 2, granularity=value),

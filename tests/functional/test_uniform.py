@@ -283,6 +283,24 @@ def test_dorefa_second_derivative_equals_finite_differences(draw):
         assert_close(second[index], difference.detach(), rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 5])
+def test_dorefa_by_channel_is_that_of_each_channel_alone(draw, bits):
+    weight, upstream = (torch.from_numpy(draw("gaussian", (4, 5, 5), seed=seed)) for seed in (0, 1))
+    weight = (weight * torch.tensor([0.0, 1e-3, 1.0, 5.0])[:, None, None]).requires_grad_()
+    result = dorefa_fake_quantize(weight, bits, granularity="per_channel")
+    result.backward(upstream)
+    assert_close(
+        dorefa_codes(weight, bits, granularity="per_channel"),
+        torch.stack([dorefa_codes(channel, bits) for channel in weight]), rtol=0, atol=0,
+    )  # fmt: skip
+    for channel, levels, g, gradient in zip(weight.detach(), result, upstream, weight.grad, strict=True):
+        channel.requires_grad_()
+        expected = dorefa_fake_quantize(channel, bits)
+        expected.backward(g)
+        assert_close(levels, expected, rtol=0, atol=0)
+        assert_close(gradient, channel.grad, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("bits", [2, 8])
 def test_dorefa_gradient_of_a_zero_weight_is_finite(bits):
     weight = torch.zeros(4, requires_grad=True)

@@ -44,6 +44,10 @@ QUANTIZERS = {
         lambda w: uniform_fake_quantize(w, 3, scale="max", granularity="per_channel"),
     ),
     "dorefa": (DoReFaQuantizer(3), lambda w: dorefa_fake_quantize(w, 3)),
+    "dorefa by channel": (
+        DoReFaQuantizer(3, "per_channel"),
+        lambda w: dorefa_fake_quantize(w, 3, granularity="per_channel"),
+    ),
 }
 
 # Name -> layer, shape of its input, further arguments of its forward.
@@ -112,7 +116,7 @@ def test_output_and_gradients_equal_float_layer_on_hand_quantized_weight(kind, m
         gradients(output, x, layer.weight, layer.bias),
         gradients(expected, x_reference, reference.weight, reference.bias),
         # The maximum in the formula of DoReFa gathers the gradients of all weights, in the order they lie in memory.
-        rtol=1e-6 if method == "dorefa" else 0,
+        rtol=1e-6 if method.startswith("dorefa") else 0,
         atol=0,
     )
 

@@ -40,10 +40,11 @@ def test_uniform_quantizer_equals_its_functions(scale, granularity, bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_dorefa_quantizer_equals_its_functions(bits):
-    weight, quantizer = randn(6, 40), DoReFaQuantizer(bits)
-    assert_equal(quantizer(weight), functional.dorefa_fake_quantize(weight, bits))
-    assert_equal(quantizer.codes(weight), functional.dorefa_codes(weight, bits))
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_dorefa_quantizer_equals_its_functions(granularity, bits):
+    weight, quantizer = randn(6, 40), DoReFaQuantizer(bits, granularity)
+    assert_equal(quantizer(weight), functional.dorefa_fake_quantize(weight, bits, granularity=granularity))
+    assert_equal(quantizer.codes(weight), functional.dorefa_codes(weight, bits, granularity=granularity))
 
 
 QUANTIZERS = [BalancedQuantizer, UniformQuantizer, DoReFaQuantizer]
