@@ -137,8 +137,8 @@ class QuantizationError(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("error", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("power", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("error", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+        self.add_state("power", torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
 
     def update(self, weight: Tensor, quantized: Tensor) -> None:
         """Add the error of ``quantized`` against ``weight``: floating point, one shape."""

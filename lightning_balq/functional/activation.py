@@ -106,9 +106,10 @@ def activation_fake_quantize(x: Tensor, bits: int, *, range: Tensor, signed: Ten
     """
     codes = activation_codes(x, bits, range=range, signed=signed)
     levels = codes * activation_scale(bits, range=range, signed=signed) + _lower(range, signed)
-    levels = torch.where(x.detach().to(torch.float32) == 0, 0.0, levels)
+    values = x.detach().to(torch.float32)  # bounds would be rounded to a lower precision of x
+    levels = torch.where(values == 0, 0.0, levels)
     # Not `clamp`: with tensors as bounds, torch versions disagree about its gradient at the bounds.
-    is_inside = (x >= _lower(range, signed)) & (x <= range.detach())
+    is_inside = (values >= _lower(range, signed)) & (values <= range.detach())
     inside = torch.where(is_inside, x, 0.0)
     return (inside - inside.detach()) + levels.to(x.dtype)
 

@@ -129,7 +129,7 @@ def balanced_fake_quantize(
     elif scale == "mean":
         step = mean_scale(weight, bits, granularity=granularity)
     elif scale == "unit":
-        step = torch.ones(1, device=weight.device)
+        step = torch.ones(1, dtype=torch.float32, device=weight.device)
     else:
         step = least_squares_scale(weight, codes, bits, granularity=granularity)
     return straight_through(weight, dequantize(codes, step, bits))

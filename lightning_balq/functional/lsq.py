@@ -202,8 +202,7 @@ def lsq_activation_range(scale: Tensor, bits: int, *, signed: Tensor) -> Tensor:
         >>> lsq_activation_range(torch.tensor([0.5]), 2, signed=torch.tensor(True))
         tensor(0.7500)
     """
-    largest = 2**bits - 1
-    return _positive(scale).reshape(()) * torch.where(signed, largest / 2, float(largest))
+    return _positive(scale).reshape(()) * _largest_multiple(bits, signed)
 
 
 def lsq_activation_scale(range: Tensor, bits: int, *, signed: Tensor) -> Tensor:
@@ -251,9 +250,8 @@ def lsq_activation_fake_quantize(x: Tensor, scale: Tensor, bits: int, *, signed:
 def lsq_attach_gradient(x: Tensor, levels: Tensor, scale: Tensor, bits: int, *, signed: Tensor) -> Tensor:
     """Give ``levels`` of ``x`` the gradients of :func:`lsq_activation_fake_quantize`."""
     values = x.numel() // max(x.shape[0], 1) if x.dim() else 1
-    # The largest multiple is n or n / 2: a tensor, as nothing on the device is looked at here.
-    highest = torch.where(signed, (2**bits - 1) / 2, float(2**bits - 1))
-    step = _scaled_gradient(_positive(scale).reshape(()), (max(values, 1) * highest).rsqrt())
+    factor = (max(values, 1) * _largest_multiple(bits, signed)).rsqrt()
+    step = _scaled_gradient(_positive(scale).reshape(()), factor)
     range_ = lsq_activation_range(scale.detach(), bits, signed=signed)
     result: Tensor = _Activation.apply(x, levels, step, range_, signed)  # type: ignore[no-untyped-call]  # as above
     return result
@@ -287,11 +285,18 @@ class _Activation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
         x, levels, step, range_, signed = ctx.saved_tensors
-        inside = (x >= torch.where(signed, -range_, 0.0)) & (x <= range_)
+        values = x.to(torch.float32)  # else bounds are rounded to the type of x
+        inside = (values >= torch.where(signed, -range_, 0.0)) & (values <= range_)
         passed = torch.where(inside, gradient, 0.0)
         # A level is a multiple m of the scale s: m - x / s within the grid, m outside.
         product = (gradient * levels).sum(dtype=step.dtype) - (passed * x).sum(dtype=step.dtype)
         return passed, None, product / step, None, None
+
+
+def _largest_multiple(bits: int, signed: Tensor) -> Tensor:
+    """Largest multiple of the scale of an activation, n or n / 2: a tensor, as nothing on the device is looked at."""
+    multiple: Tensor = (2 - signed.to(torch.float32)) * ((2**bits - 1) / 2)
+    return multiple
 
 
 def _positive(scale: Tensor) -> Tensor:

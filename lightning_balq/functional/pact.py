@@ -59,8 +59,9 @@ class _Clipped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor, None]:
         x, range_, signed = ctx.saved_tensors
-        above = x >= range_
-        below = torch.where(signed, x <= -range_, x < 0)
+        values, bound = x.to(torch.float32), range_.to(torch.float32)  # else bounds are rounded to the type of x
+        above = values >= bound
+        below = torch.where(signed, values <= -bound, values < 0)
         passed = torch.where(above | below, 0.0, gradient)
         by_range = torch.where(above, gradient, torch.where(signed & below, -gradient, 0.0))
         return passed, None, by_range.sum(dtype=range_.dtype), None

@@ -48,7 +48,8 @@ class StateGrid(NamedTuple):
 
     def derivative(self, state: Tensor) -> Tensor:
         """Straight-through derivative of the quantized state by the state."""
-        inside = (state >= torch.where(self.signed, -self.range, 0.0)) & (state <= self.range)
+        values = state.to(torch.float32)  # else bounds are rounded to the type of the state
+        inside = (values >= torch.where(self.signed, -self.range, 0.0)) & (values <= self.range)
         return self.mix(torch.ones_like(state), inside.to(state.dtype))
 
 

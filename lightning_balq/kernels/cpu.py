@@ -59,7 +59,7 @@ def activation(
     values = _dense(x.detach())
     levels = torch.empty_like(values)
     mask = torch.empty_like(values, dtype=torch.bool) if with_mask else None
-    observation = None if spread is None else torch.empty(3)
+    observation = None if spread is None else torch.empty(3, dtype=_FLOAT32)
     status = code.balq_activation(
         _pointer(values),
         ctypes.c_int64(values.numel()),

@@ -59,11 +59,11 @@ class ActivationQuantizer:
         self.range_mode = range_mode
         self.sign = sign
         with torch.inference_mode(False):  # tensors made in inference mode could not be updated in training
-            self.range = torch.tensor(1.0 if range_mode == "unit" else 0.0)
+            self.range = torch.tensor(1.0 if range_mode == "unit" else 0.0, dtype=torch.float32)
             self.signed = torch.tensor(sign == "signed")
             # Sums over the batches since the last update: range, batches, batches with a negative value.
-            self.pending = torch.zeros(3)
-            self.batches = torch.zeros(())
+            self.pending = torch.zeros(3, dtype=torch.float32)
+            self.batches = torch.zeros((), dtype=torch.float32)
         self._spread = math.inf if range_mode == "unit" else 2 * math.sqrt(2**bits - 1)
         self.ready = not self.observing
         """Whether range and sign are known, so that inference need not look at its input."""
@@ -97,7 +97,7 @@ class ActivationQuantizer:
         if self.sign == "auto":
             self.signed = self.signed.to(negative.device) | negative
         self.batches = self.batches.to(seen.device) + seen
-        self.pending = torch.zeros(3, device=seen.device)
+        self.pending = torch.zeros(3, dtype=torch.float32, device=seen.device)
 
     def interval(self, sample: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
         """Range and sign to quantize with on ``device``, for values that are not all there yet.

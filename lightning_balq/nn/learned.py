@@ -4,11 +4,11 @@ They are parameters of the layer, called ``balq_..``, so that optimizers, DDP an
 for parameters. The ``state_dict()`` of a float model loads all the same: what it does not hold begins anew.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_balq.nn.activation import ActivationQuantizer
@@ -20,7 +20,24 @@ from lightning_balq.nn.weights import peek_weight, swap_channels
 
 
 class Learning(Swapped):
-    """Mixin of every quantized layer: loads a ``state_dict`` with or without what the layer learns."""
+    """Mixin of every quantized layer, for what the layer learns.
+
+    It loads a ``state_dict`` with or without it, and keeps it in float32 where the layer is converted to a type of
+    lower precision: the steps of an optimizer are too small for the places of bfloat16.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *options: Any, **more: Any) -> Any:
+        parameters = module_of(self)._parameters
+        held = [parameters[name] for name in module_of(self).__dict__[STATE].learned() if name in parameters]
+        kept = {id(tensor) for parameter in held for tensor in (parameter, parameter.grad) if tensor is not None}
+
+        def convert(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            if id(tensor) in kept and converted.is_floating_point() and converted.itemsize < tensor.itemsize:
+                return tensor.to(converted.device, torch.float32)
+            return converted
+
+        return super()._apply(convert, *options, **more)  # type: ignore[misc]  # undefined in superclass
 
     def _load_from_state_dict(
         self,
@@ -56,7 +73,7 @@ def add_learned_parameters(layer: nn.Module, state: LayerQuantizer) -> None:
             if isinstance(quantizer, LearnedScaleQuantizer):
                 begin = quantizer.begin(swap_channels(layer, peek_weight(layer, source)))
             else:
-                begin = torch.ones(1, device=next(layer.parameters()).device)
+                begin = torch.ones(1, dtype=torch.float32, device=next(layer.parameters()).device)
             layer.register_parameter(name, nn.Parameter(begin))
             state.renew(name, begin=True)
 

@@ -41,14 +41,14 @@ class Schedule:
         self.blend = 1.0
         self.phase: Phase = "quantized"
         self.timer: QuantizationTimer | None = None
-        self.share = torch.tensor(1.0)
+        self.share = torch.tensor(1.0, dtype=torch.float32)
 
     def set_blend(self, blend: float) -> None:
         """Set the share of the quantized value, from 0 to 1."""
         if blend != self.blend:
             self.blend = blend
             self.phase = "float" if blend == 0 else "quantized" if blend == 1 else "blend"
-            self.share = torch.tensor(blend)
+            self.share = torch.tensor(blend, dtype=torch.float32)
 
     def mix(self, value: Tensor, quantized: Tensor) -> Tensor:
         """Return ``(1 - blend) * value + blend * quantized``."""

@@ -48,6 +48,26 @@ def test_levels_gradients_and_observations_equal_those_of_the_plain_form(shape, 
             assert_equal(actual, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_default_type_changes_no_observation(dtype):
+    options = {"range": torch.tensor(1.0), "signed": torch.tensor(True), "spread": 1.5}
+    x = randn(100)
+    expected = activation_fake_quantize(x, 2, **options)[1]
+    torch.set_default_dtype(dtype)
+    try:
+        assert_equal(activation_fake_quantize(x, 2, **options)[1], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradient_at_a_bound_that_the_type_cannot_hold_equals_the_plain_form(dtype):
+    x = torch.tensor([0.998, 1.0, 1.004, -1.0, -1.004]).to(dtype)
+    for value in (1.001, 0.999):
+        actual, expected = both_forms(x, 2, value, signed=True)
+        assert_equal(actual, expected)
+
+
 def test_ties_and_ends_of_the_interval_equal_the_plain_form():
     x = torch.tensor([-1.0, -0.5, -0.0, 0.0, 0.5, 1.0, 1.0 + 2**-23, -1.0 - 2**-23, 1e-45, 3e38, -3e38])
     for (value, signed), bits in itertools.product([(1.0, False), (1.0, True)], (1, 2, 8)):

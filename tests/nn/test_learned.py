@@ -418,3 +418,36 @@ def test_precision_of_weights_is_kept():
     assert result.dtype == torch.float64
     F.mse_loss(result, torch.zeros_like(result)).backward()
     assert layer.weight.grad.dtype == torch.float64
+
+
+def test_conversion_to_lower_precision_keeps_what_is_learned_in_float32():
+    layer = nn.Linear(8, 8)
+    quantize_(layer, everything(LearnedBalancedQuantizer(2), activation_bits=2, activation_range="lsq"))
+    layer(randn(2, 8)).sum().backward()
+    learned = [layer.balq_log_scale_weight, layer.balq_log_scale_input]
+    with torch.no_grad():
+        learned[0].fill_(1 / 3)
+    for convert in (nn.Module.bfloat16, nn.Module.half, lambda module: module.to("cpu", torch.bfloat16)):
+        convert(layer)
+        assert layer.weight.dtype.itemsize == layer.weight.grad.dtype.itemsize == 2
+        assert [(value.dtype, value.grad.dtype) for value in learned] == [(torch.float32, torch.float32)] * 2
+        assert learned[0].item() == torch.tensor(1 / 3).item()
+    assert learned[0] is layer.balq_log_scale_weight and learned[1] is layer.balq_log_scale_input
+    assert {parameter.dtype for parameter in layer.double().parameters()} == {torch.float64}
+    assert layer.half().balq_log_scale_weight.dtype == torch.float32
+    assert {parameter.device.type for parameter in layer.to("meta").parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_model_quantized_under_another_default_type_learns_and_observes_in_float32(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        layer = nn.Linear(8, 8)
+        quantize_(layer, everything(LSQQuantizer(2), activation_bits=2, activation_range="lsq"))
+        layer(randn(2, 8, dtype=dtype)).sum().backward()
+        update_ranges_(activation_quantizers(layer))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert layer.balq_log_scale_weight.dtype == layer.balq_log_scale_input.dtype == torch.float32
+    (quantizer,) = activation_quantizers(layer)
+    assert quantizer.range.dtype == quantizer.pending.dtype == quantizer.batches.dtype == torch.float32
