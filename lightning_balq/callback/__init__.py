@@ -2,7 +2,8 @@
 
 They decide *when*: everything they do to a model is done by :mod:`lightning_balq.nn`, which also works alone.
 ``methods`` has the callbacks, ``base`` what they share, ``reuse`` the hooks in which a weight need not be quantized
-again, ``module_hooks`` what is put in front of the hooks of a module.
+again, ``finite`` what follows when something is NaN, ``outlets`` where records go, ``module_hooks`` what is put in
+front of the hooks of a module.
 """
 
 from lightning_balq.callback.base import QuantizationCallback

@@ -5,6 +5,7 @@ import math
 import time
 import warnings
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from statistics import median
@@ -13,11 +14,13 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
 from torch import Tensor, nn
 
+from lightning_balq.callback.finite import NON_FINITE, FiniteGuard, NonFinite
 from lightning_balq.callback.module_hooks import call_after, configure_groups, late_builder, release
+from lightning_balq.callback.outlets import Outlets
 from lightning_balq.callback.reuse import LevelReuse
+from lightning_balq.functional._checks import check_choice
 from lightning_balq.nn.activation import (
     ActivationQuantizer,
     ActivationRange,
@@ -40,6 +43,10 @@ from lightning_balq.nn.schedule import Schedule, blend_at
 from lightning_balq.nn.timing import QuantizationTimer
 
 STATE_VERSION = 1
+
+OVERHEADS_KEPT = 1000
+"""Records whose overheads are remembered: a state does not grow with the length of training."""
+
 FEW_BITS = 3
 """Weight bits up to which a trained model does not survive being quantized at once (Zhou et al. 2017)."""
 
@@ -50,7 +57,7 @@ _REPLACED_LINEAR = ("BitsandbytesPrecision", "TransformerEnginePrecision")
 
 
 @dataclass(eq=False)
-class QuantizationCallback(LevelReuse, ABC):
+class QuantizationCallback(LevelReuse, FiniteGuard, ABC):
     """What all quantizing callbacks share; use one of the subclasses.
 
     The model is quantized in ``setup``, before anything is wrapped or configured, or as soon as its own ``setup`` or
@@ -80,6 +87,7 @@ class QuantizationCallback(LevelReuse, ABC):
     start_step: int = 0
     blend_steps: int = 0
     reuse_quantized: bool = True
+    non_finite: NonFinite = "error"
     record_every_n_steps: int = 50
     verbose: int = 1
     name: str | None = None
@@ -99,10 +107,11 @@ class QuantizationCallback(LevelReuse, ABC):
             raise ValueError(f"`learned_lr_factor` must be a positive number, got {factor}")
         if not isinstance(self.reuse_quantized, bool):
             raise TypeError(f"`reuse_quantized` must be a bool, got {self.reuse_quantized!r}")
+        check_choice(self.non_finite, "non_finite", NON_FINITE)
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"`name` must be a str or None, got {self.name!r} of type {type(self.name).__name__}")
         self._config()
-        self._overheads: list[float] = []
+        self._overheads: deque[float] = deque(maxlen=OVERHEADS_KEPT)
         self._plan: Plan | None
         self._inputs: list[ActivationQuantizer]
         self._schedule: Schedule | None
@@ -159,6 +168,7 @@ class QuantizationCallback(LevelReuse, ABC):
             call_after(pl_module, builder, functools.partial(self._quantize, trainer=trainer))
         if stage == "fit":
             configure_groups(pl_module, functools.partial(self._decays, pl_module), self.learned_lr_factor)
+            self._guard_checkpoints(trainer)
 
     def _quantize(self, pl_module: LightningModule, trainer: Trainer) -> None:
         self._trained_as_float = "" if any(quantized_layers(pl_module)) else evidence_of_training(pl_module)
@@ -198,7 +208,7 @@ class QuantizationCallback(LevelReuse, ABC):
                 "Call `lightning_balq.quantize_(model)` where the layers are built"
             )
         if self.verbose and trainer.is_global_zero:
-            Console().print(plan_table(self._plan))
+            self._outlets.show(plan_table(self._plan))
         bits = min(quantizer.bits for layer in self._plan.quantized for quantizer in layer.quantizers.values())
         gradual = self.start_step or self.blend_steps
         if self._trained_as_float and bits <= FEW_BITS and not gradual and trainer.is_global_zero:
@@ -215,7 +225,8 @@ class QuantizationCallback(LevelReuse, ABC):
         self._follow_schedule(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the schedule to where training stands."""
+        """Set the schedule to where training stands, and look at what it starts from."""
+        self._is_finite(trainer, pl_module)
         self._follow_schedule(trainer, pl_module)
         self._inputs = activation_quantizers(pl_module)
         for config in trainer.lr_scheduler_configs:
@@ -262,16 +273,20 @@ class QuantizationCallback(LevelReuse, ABC):
             settle_ranges_(starting)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record what the last full interval left out."""
+        """Record what the last full interval left out, and look at what has come out."""
         settle_ranges_(self._inputs)
         self._forget_levels()
-        if self.record_every_n_steps and trainer.global_step != self._recorded_step:
+        if trainer.global_step == self._recorded_step:
+            return
+        if self.record_every_n_steps:
             self._record(trainer, pl_module, overhead=None)
+        else:
+            self._is_finite(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what was recorded."""
         if self.verbose and trainer.is_global_zero and self._recorded:
-            Console().print(self._summary())
+            self._outlets.show(self._summary())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the model usable."""
@@ -279,6 +294,7 @@ class QuantizationCallback(LevelReuse, ABC):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the model."""
+        self._free_checkpoints(trainer)
         self._release(pl_module)
 
     # ---- records ----------------------------------------------------------------------------------------------------
@@ -313,6 +329,8 @@ class QuantizationCallback(LevelReuse, ABC):
             trainer.strategy.restore_checkpoint_after_setup
         ):  # weights are sharded: a rank sees only its part of the codes
             return {}
+        if not self._is_finite(trainer, pl_module):
+            return {}
         self._recorded, overall = self._monitor.record(pl_module)
         metrics = {
             f"balq/{name}/{key}": v for name, layer in self._recorded.items() for key, v in asdict(layer).items()
@@ -321,8 +339,7 @@ class QuantizationCallback(LevelReuse, ABC):
         if overhead is not None:
             self._overheads.append(overhead)
             metrics["balq/overhead"] = overhead
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step)
+        self._outlets.record(trainer.loggers, metrics, trainer.global_step)
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
         return metrics
 
@@ -356,7 +373,7 @@ class QuantizationCallback(LevelReuse, ABC):
                 f"the checkpoint holds version {state_dict['version']} of the state of {type(self).__name__}, this is "
                 f"version {STATE_VERSION}: install the lightning_balq that wrote it, or a newer one"
             )
-        self._overheads = list(state_dict["overheads"])
+        self._overheads = deque(state_dict["overheads"], maxlen=OVERHEADS_KEPT)
         saved, present = state_dict["arguments"], self._arguments()
         changed = [
             f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in present.items() if saved.get(key) != value
@@ -377,7 +394,7 @@ class QuantizationCallback(LevelReuse, ABC):
 
     def _arguments(self) -> dict[str, Any]:
         """Every argument that changes what is trained, as plain values that ``weights_only=True`` loads."""
-        silent = ("reuse_quantized", "record_every_n_steps", "verbose", "name")
+        silent = ("reuse_quantized", "non_finite", "record_every_n_steps", "verbose", "name")
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in silent}
         return {key: _plain(value) for key, value in values.items()}
 
@@ -387,6 +404,8 @@ class QuantizationCallback(LevelReuse, ABC):
         self._schedule = None
         self._cache = None
         self._monitor = CodeMonitor()
+        self._outlets = Outlets()
+        self._warned = set()
         self._recorded = {}
         self._recorded_step = self._batch_step = 0
         self._stride = 1

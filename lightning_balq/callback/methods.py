@@ -44,6 +44,9 @@ class BalancedQuantization(QuantizationCallback):
         learned_lr_factor: factor of the learning rate of learned scales and ranges, > 0.
         reuse_quantized: quantize a weight once for all forwards between two of its changes. Turn it off if your code
             writes to ``parameter.data`` between batches whose gradients are accumulated: nothing shows such a change.
+        non_finite: what happens when a quantized weight, or a scale or range that is learned or observed, is NaN or
+            infinite: ``"error"`` stops training, ``"warn"`` warns once for each layer. It is looked for at each
+            record, at both ends of training, and before a checkpoint is written, which happens in neither case.
         record_every_n_steps: optimizer steps between two records; 0 records nothing.
         verbose: 0 prints no tables.
         name: distinguishes two callbacks of one kind in one Trainer.

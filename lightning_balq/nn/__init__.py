@@ -5,12 +5,13 @@ Where a line belongs: ``quantizer``, ``activation`` and ``learned_activation`` s
 optimizer; ``config`` holds the options and ``plan`` chooses layers by them; ``swap`` changes classes, ``weights`` finds
 the weights of a layer, ``layers`` quantizes them, and ``forward`` runs the layer on them, with ``recurrent`` and
 ``cells``, whose hidden states are those of ``states``; ``quantize`` puts these together. ``checkpoint`` saves what
-``state_dict()`` cannot, ``monitor``, ``timing`` and ``pretrained`` look, ``report`` draws tables.
+``state_dict()`` cannot, ``finite`` finds NaN, ``monitor``, ``timing`` and ``pretrained`` look, ``report`` draws tables.
 """
 
 from lightning_balq.nn.activation import ActivationQuantizer, settle_ranges_, update_ranges_
 from lightning_balq.nn.checkpoint import load_quantization_state, quantization_state
 from lightning_balq.nn.config import QuantizationConfig
+from lightning_balq.nn.finite import NonFiniteError
 from lightning_balq.nn.layers import activation_quantizers, quantized_layers
 from lightning_balq.nn.learned import learned_parameters, restart_learning
 from lightning_balq.nn.learned_activation import LearnedActivationQuantizer
@@ -37,6 +38,7 @@ __all__ = [
     "LayerPlan",
     "LearnedActivationQuantizer",
     "LearnedBalancedQuantizer",
+    "NonFiniteError",
     "Plan",
     "QuantizationConfig",
     "UniformQuantizer",

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from lightning_balq.nn.finite import WEIGHTS, check_checkpoint
 from lightning_balq.nn.layers import clean_name, quantized_layers
 from lightning_balq.nn.learned import learned_parameters
 
@@ -19,8 +20,6 @@ Hook: TypeAlias = Callable[[dict[str, Any]], None]
 
 KEY = "lightning_balq"
 VERSION = 1
-WEIGHTS = ("state_dict", "current_model_state")
-"""Where a checkpoint holds weights: those of the model, and with averaging those in training."""
 
 
 def attach_checkpoint_hooks(model: nn.Module) -> None:
@@ -46,8 +45,9 @@ def detach_checkpoint_hooks(model: nn.Module) -> None:
 
 
 def save_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any]) -> None:
-    """``on_save_checkpoint`` of ``model``: its own, then ours."""
+    """``on_save_checkpoint`` of ``model``: its own, then ours, which lets nothing be saved that is not finite."""
     _own_hook(model, present, "on_save_checkpoint")(checkpoint)
+    check_checkpoint(model, checkpoint)
     checkpoint[KEY] = quantization_state(model)
     names = {name for name, _, _ in learned_parameters(model)}
     if not names:

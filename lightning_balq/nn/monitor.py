@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_balq.functional import bin_utilization, code_histogram, effective_bitwidth, imbalance
+from lightning_balq.nn.finite import check_layers, zero_if_finite
 from lightning_balq.nn.layers import LayerQuantizer, quantized_layers
-from lightning_balq.nn.quantize import check_finite
 from lightning_balq.nn.quantizer import WeightQuantizer
 from lightning_balq.nn.weights import peek_weight, weight_part
 
@@ -67,13 +67,13 @@ class CodeMonitor:
         if not rows:
             raise ValueError("the model has no quantized layer: call `quantize_(model)` before recording")
         table = torch.stack([row.to(rows[0].device) for row in rows]).tolist()
-        if not all(finite for *_, finite in table):
-            check_finite(model)
+        if any(zero != 0 for *_, zero in table):
+            check_layers(quantized_layers(model))
         layers = {name: CodeStatistics(*values) for name, (_, *values, _) in zip(names, table, strict=True)}
         return layers, _overall([row[0] for row in table], list(layers.values()))
 
     def _row(self, name: str, weights: list[Tensor], codes: list[Tensor], bits: int) -> Tensor:
-        """Number of weights, the four statistics, and whether all weights are finite."""
+        """Number of weights, the four statistics, and 0 if all weights are finite."""
         joined = torch.cat(codes)
         before = self._codes.get(name)
         self._codes[name] = joined
@@ -82,13 +82,13 @@ class CodeMonitor:
         else:
             flips = (before.to(joined.device) != joined).float().mean()
         histogram = code_histogram(joined, bits)
-        finite = torch.stack([torch.isfinite(weight).all() for weight in weights]).all()
+        zero = torch.stack([zero_if_finite(weight) for weight in weights if weight.numel()] or [torch.zeros(())]).sum()
         values = (
             effective_bitwidth(histogram),
             bin_utilization(histogram),
             imbalance(histogram),
             flips,
-            finite,
+            zero,
         )
         return torch.stack([torch.as_tensor(joined.numel(), device=joined.device), *values]).float()
 

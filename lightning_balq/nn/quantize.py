@@ -1,13 +1,12 @@
 """Quantize the layers of a model in place, and undo it exactly."""
 
-import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from lightning_balq.nn.activation import ActivationQuantizer
 from lightning_balq.nn.cache import LevelCache
 from lightning_balq.nn.checkpoint import attach_checkpoint_hooks, detach_checkpoint_hooks
 from lightning_balq.nn.config import QuantizationConfig
+from lightning_balq.nn.finite import check_layers
 from lightning_balq.nn.forward import SlowPathEncoder, SlowPathEncoderLayer, input_names, layer_mixin
 from lightning_balq.nn.layers import STATE, LayerQuantizer, clean_name, quantized_layers
 from lightning_balq.nn.learned import add_learned_parameters, check_learnable, remove_learned_parameters
@@ -16,7 +15,6 @@ from lightning_balq.nn.plan import LayerPlan, Plan, plan
 from lightning_balq.nn.schedule import Schedule
 from lightning_balq.nn.states import state_names, state_quantizer
 from lightning_balq.nn.swap import Swapped, restore_class, swap_class
-from lightning_balq.nn.weights import peek_weight
 
 
 def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Plan:
@@ -61,7 +59,7 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
     _check_unquantized(modules, wanted)
     for name, quantizer in wanted.items():
         check_learnable(name, modules[name], quantizer)
-        _check_finite(name, modules[name], quantizer)
+    check_layers((name, modules[name], quantizer) for name, quantizer in wanted.items())
     for name, quantizer in wanted.items():
         layer = modules[name]
         if STATE not in layer.__dict__:
@@ -121,24 +119,6 @@ def _check_unquantized(modules: dict[str, nn.Module], wanted: dict[str, LayerQua
             raise ValueError(
                 f"layer {name!r} is quantized already, as {present.settings()}, and cannot also be quantized as "
                 f"{quantizer.settings()}; call `unquantize_(model)` first, or give the layer to one of the two"
-            )
-
-
-def check_finite(model: nn.Module) -> None:
-    """Raise :class:`ValueError` if a weight of a quantized layer holds NaN or infinity; the message names it."""
-    for name, layer, state in quantized_layers(model):
-        _check_finite(name, layer, state)
-
-
-def _check_finite(name: str, layer: nn.Module, state: LayerQuantizer) -> None:
-    if any(is_lazy(parameter) for parameter in layer.parameters()):
-        return
-    for weight_name in state.weights:
-        weight = peek_weight(layer, weight_name)
-        if weight.device.type != "meta" and not bool(torch.isfinite(weight).all()):
-            raise ValueError(
-                f"`{weight_name}` of layer {name!r} holds NaN or infinite values, which have no code; expected finite "
-                "weights. Load a sound checkpoint, lower the learning rate or clip gradients"
             )
 
 
