@@ -23,6 +23,7 @@ from benchmarks.bench_imagenet import imagenet_table
 from benchmarks.bench_input import input_table
 from benchmarks.bench_quickstart import quickstart_table
 from benchmarks.bench_recording import recording_table
+from benchmarks.bench_soak import soak_table
 from benchmarks.figures import FIGURES, digest, draw, drawn_digest
 from benchmarks.penn_treebank_tables import penn_treebank_published_table, penn_treebank_table
 from benchmarks.records import RESULTS, Record, read
@@ -51,6 +52,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "quickstart": ("bench_quickstart--cpu--torch2.13.0.jsonl", quickstart_table),
     "recording": ("bench_recording--cpu--torch2.13.0.jsonl", recording_table),
     "recurrent": ("bench_recurrent--cpu--torch*.jsonl", recurrent_table),
+    "soak": ("soak--cpu--torch*.jsonl", soak_table),
     "steps": ("bench_steps--cpu--torch*.jsonl", steps_table),
     "study_defaults": (STUDY, settings_table),
     "study_defaults_factors": (STUDY, factors_table),
@@ -60,8 +62,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
 """Name of a table to the files of its records, as globs, and the function that makes it from them."""
 
 MAY_BE_EMPTY = {
-    "activations", "bars", "imagenet", "input", "penn_treebank", "penn_treebank_published", "recurrent", "steps",
-    "weights",
+    "activations", "bars", "imagenet", "input", "penn_treebank", "penn_treebank_published", "recurrent", "soak",
+    "steps", "weights",
 }  # fmt: skip
 """Tables that say so themselves if there are no records yet."""
 

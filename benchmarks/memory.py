@@ -52,6 +52,14 @@ def resident_growth(case: Callable[[], Any], process: Path = Path("/proc/self"))
     return max(0, after - before)
 
 
+def resident_bytes(process: Path = Path("/proc/self")) -> int | None:
+    """Bytes of the process that are in memory now, ``None`` where that is not known."""
+    try:
+        return _status(process, "VmRSS")
+    except OSError:
+        return None
+
+
 def _status(process: Path, name: str) -> int:
     """Bytes of a line such as ``VmRSS:  1024 kB``."""
     lines = (process / "status").read_text().splitlines()

@@ -123,5 +123,8 @@ class LevelCache:
             weakref.ref(weight), weight._version, weight.data_ptr(), _optimizer_steps, levels
         )
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def __reduce__(self) -> tuple[type["LevelCache"], tuple[()]]:
         return LevelCache, ()
