@@ -5,7 +5,8 @@ groups. The new groups come after all others, and are marked, so that the state 
 what comes before them.
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -13,6 +14,9 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 Group: TypeAlias = dict[str, Any]
+
+FOLLOWS = "lightning_balq_lr_factor"
+"""Key of groups that were added after the optimizer was built: factor of the learning rate of the group they follow."""
 
 MARK = "lightning_balq"
 """Key of the groups of learned parameters; its value is the index of the group that they were given in."""
@@ -24,7 +28,9 @@ def separate_groups(decays: Mapping[nn.Parameter, bool], lr_factor: float = 1.0)
 
     Such a group has the options of the group that the parameter was given in, but no weight decay, unless its method
     asks for it, and ``lr_factor`` times its learning rate. Schedules that set learning rates of their own, such as
-    ``OneCycleLR``, override that. L-BFGS, which has one group only, is left alone.
+    ``OneCycleLR``, override that. A group that is added to the optimizer later, as by ``BackboneFinetuning``, is
+    divided too: the groups of its learned parameters come before it, for it is the last that callers go on with, and
+    follow its learning rate. L-BFGS, which has one group only, is left alone.
 
     Args:
         decays: the learned parameters, and whether weight decay applies to them.
@@ -42,10 +48,14 @@ def separate_groups(decays: Mapping[nn.Parameter, bool], lr_factor: float = 1.0)
 
     def build_with_groups(optimizer: Optimizer, params: Any, defaults: dict[str, Any]) -> None:
         if decays and not isinstance(optimizer, LBFGS):
-            params = _split(list(params), decays, defaults, lr_factor)
+            kept, added = _split(list(params), decays, defaults, lr_factor)
+            params = kept + added
         build(optimizer, params, defaults)
-        if decays:
+        if decays and not isinstance(optimizer, LBFGS):
             optimizer.register_load_state_dict_pre_hook(fit_state_to_groups)
+            optimizer.register_step_pre_hook(_follow)
+            add = functools.partial(_add_group, optimizer, optimizer.add_param_group, decays, lr_factor)
+            optimizer.add_param_group = add  # type: ignore[method-assign]  # for this optimizer alone
 
     Optimizer.__init__ = build_with_groups  # type: ignore[assignment,method-assign]  # nothing else sees it being built
     try:
@@ -56,8 +66,8 @@ def separate_groups(decays: Mapping[nn.Parameter, bool], lr_factor: float = 1.0)
 
 def _split(
     params: list[Any], decays: Mapping[nn.Parameter, bool], defaults: dict[str, Any], lr_factor: float
-) -> list[Any]:
-    """Groups without the learned parameters, then those with them."""
+) -> tuple[list[Group], list[Group]]:
+    """Groups without the learned parameters, and those with them."""
     groups: list[Group] = params if params and isinstance(params[0], dict) else [{"params": params}]
     kept: list[Group] = []
     added: list[Group] = []
@@ -71,8 +81,38 @@ def _split(
         for decay in (False, True):
             own = [member for member in members if decays.get(_parameter(member)) is decay]
             if own:
-                added.append(group | {"params": own, MARK: place} | _options(group, defaults, lr_factor, decay=decay))
-    return kept + added
+                name = f"{group.get('name', f'pg{place + 1}')}-learned" + ("-decayed" if decay else "")
+                options = _options(group, defaults, lr_factor, decay=decay)
+                added.append(group | {"params": own, "name": name, MARK: place} | options)
+    return kept, added
+
+
+def _add_group(
+    optimizer: Optimizer,
+    add: Callable[[Group], None],
+    decays: Mapping[nn.Parameter, bool],
+    lr_factor: float,
+    param_group: Group,
+) -> None:
+    """``add_param_group`` of an optimizer that was built in :func:`separate_groups`."""
+    kept, added = _split([param_group], decays, optimizer.defaults, lr_factor)
+    if not (kept and added):
+        add(param_group)
+        return
+    place = len(optimizer.param_groups) + len(added)
+    for group in added:
+        suffix = "-learned" + group["name"].rpartition("-learned")[2]
+        name = f"{param_group.get('name', f'pg{place + 1}')}{suffix}"
+        add(group | {"name": name, MARK: place, FOLLOWS: lr_factor})
+    add(kept[0])
+
+
+def _follow(optimizer: Optimizer, *_: Any) -> None:
+    """Give groups that were added later the learning rate of the group they belong to, before each step."""
+    groups = optimizer.param_groups
+    for group in groups:
+        if FOLLOWS in group and group[MARK] < len(groups):
+            group["lr"] = groups[group[MARK]]["lr"] * group[FOLLOWS]
 
 
 def _parameter(member: Any) -> nn.Parameter:
@@ -118,6 +158,6 @@ def fit_schedule_to_groups(schedule: Any) -> None:
     for name, option in (("base_lrs", "initial_lr"), ("_last_lr", "lr")):
         rates = getattr(schedule, name, None)
         if isinstance(rates, list) and 0 < len(rates) < len(groups):
-            rates += [group[option] for group in groups[len(rates) :] if MARK in group]
+            rates += [group[option] for group in groups[len(rates) :] if MARK in group and FOLLOWS not in group]
     for part in getattr(schedule, "_schedulers", ()):
         fit_schedule_to_groups(part)

@@ -120,3 +120,62 @@ def test_schedule_of_the_float_optimizer_fits(nested):
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates[0] == whole.param_groups[0]["lr"] < 1
     assert rates[1] < 0.5
+
+
+# ---- groups that are added later -------------------------------------------------------------------------------------
+
+
+def test_group_added_later_is_divided_and_stays_the_last():
+    a, b, c, d = parameters(4)
+    with separate_groups({b: False, d: True}, lr_factor=0.5):
+        optimizer = torch.optim.SGD([a, b], lr=1.0, weight_decay=0.2)
+    optimizer.add_param_group({"params": [c, d], "lr": 0.1})
+    assert summary(optimizer, "lr", "weight_decay") == [
+        ([0], 1.0, 0.2, False),
+        ([1], 0.5, 0.0, True),
+        ([3], 0.05, 0.2, True),
+        ([2], 0.1, 0.2, False),
+    ]
+
+
+def test_groups_added_later_follow_the_rate_of_the_group_they_came_with():
+    a, b, c, d = parameters(4)
+    with separate_groups({b: False, d: False}, lr_factor=0.5):
+        optimizer = torch.optim.SGD([a, b], lr=1.0)
+    optimizer.add_param_group({"params": [c, d], "lr": 0.1})
+    optimizer.param_groups[-1]["lr"] = 0.4
+    optimizer.param_groups[0]["lr"] = 3.0
+    d.grad = torch.ones_like(d)
+    before = d.detach().clone()
+    optimizer.step()
+    assert [group["lr"] for group in optimizer.param_groups] == [3.0, 0.5, 0.2, 0.4]
+    assert torch.equal(d.detach(), before - 0.2)
+
+
+@pytest.mark.parametrize("chosen", [[0, 1], [2, 3]], ids=["nothing learned", "learned alone"])
+def test_group_of_one_kind_is_added_as_it_is(chosen):
+    every = parameters(5)
+    with separate_groups({every[2]: False, every[3]: False}):
+        optimizer = torch.optim.SGD([every[4]], lr=1.0, weight_decay=0.2)
+    optimizer.add_param_group({"params": [every[index] for index in chosen], "weight_decay": 0.3})
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.2, 0.3]
+    assert [id(p) for p in optimizer.param_groups[1]["params"]] == [id(every[index]) for index in chosen]
+
+
+def test_groups_have_names_of_their_own():
+    a, b, c, d, e, f = parameters(6)
+    with separate_groups({b: False, d: False, e: True, f: False}):
+        optimizer = torch.optim.SGD([{"params": [a, b]}, {"params": [c, d, e], "name": "head"}], lr=1.0)
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1)), f]})
+    names = [group.get("name") for group in optimizer.param_groups]
+    assert names == [None, "head", "pg1-learned", "head-learned", "head-learned-decayed", "pg7-learned", None]
+
+
+def test_schedule_of_a_resumed_optimizer_leaves_out_groups_that_were_added_later():
+    a, b, c, d = parameters(4)
+    with separate_groups({b: False, d: False}):
+        optimizer = torch.optim.SGD([a, b], lr=1.0)
+    schedule = LambdaLR(optimizer, lambda _: 1.0)
+    optimizer.add_param_group({"params": [c, d], "lr": 0.1})
+    fit_schedule_to_groups(schedule)
+    assert schedule.base_lrs == [1.0, 1.0]
