@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_balq.callback.finite import NON_FINITE, FiniteGuard, NonFinite
+from lightning_balq.callback.float_reads import FloatReadSearch
 from lightning_balq.callback.module_hooks import call_after, configure_groups, late_builder, release
 from lightning_balq.callback.outlets import Outlets
 from lightning_balq.callback.reuse import LevelReuse
@@ -31,7 +32,13 @@ from lightning_balq.nn.activation import (
 from lightning_balq.nn.cache import LevelCache
 from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.layers import activation_quantizers, quantized_layers
-from lightning_balq.nn.learned import is_starting, learned_parameters, restart_learning
+from lightning_balq.nn.learned import (
+    is_starting,
+    learned_parameters,
+    note_pruned,
+    restart_learning,
+    untrained_parameters,
+)
 from lightning_balq.nn.monitor import CodeMonitor, CodeStatistics
 from lightning_balq.nn.parameter_groups import fit_schedule_to_groups
 from lightning_balq.nn.plan import Plan, plan
@@ -57,7 +64,7 @@ _REPLACED_LINEAR = ("BitsandbytesPrecision", "TransformerEnginePrecision")
 
 
 @dataclass(eq=False)
-class QuantizationCallback(LevelReuse, FiniteGuard, ABC):
+class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
     """What all quantizing callbacks share; use one of the subclasses.
 
     The model is quantized in ``setup``, before anything is wrapped or configured, or as soon as its own ``setup`` or
@@ -185,6 +192,22 @@ class QuantizationCallback(LevelReuse, FiniteGuard, ABC):
             if name.rpartition(".")[0] in layers
         }
 
+    def _warn_of_untrained(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say which scales and ranges no optimizer trains, although it trains the layer."""
+        untrained = set(untrained_parameters(pl_module, trainer.optimizers)) & self._names_learned(pl_module)
+        if untrained - self._untrained and trainer.is_global_zero:
+            warnings.warn(
+                f"What {type(self).__name__} learns for layers in training is frozen, or given to no optimizer, and "
+                f"stays as it is: {', '.join(sorted(untrained - self._untrained))}. Give `self.parameters()`, or all "
+                "of a layer's, to the optimizer, and unfreeze layers by `layer.requires_grad_(True)`",
+                stacklevel=2,
+            )
+        self._untrained |= untrained
+
+    def _names_learned(self, pl_module: LightningModule) -> set[str]:
+        own = self._decays(pl_module)
+        return {name for name, parameter, _ in learned_parameters(pl_module) if parameter in own}
+
     def _check_learning(self, trainer: Trainer) -> None:
         """Refuse what learned parameters cannot be combined with."""
         if trainer.strategy.restore_checkpoint_after_setup:
@@ -233,6 +256,7 @@ class QuantizationCallback(LevelReuse, FiniteGuard, ABC):
             fit_schedule_to_groups(config.scheduler)
         self._recorded_step = self._batch_step = trainer.global_step
         self._stride = 1
+        self._is_first_batch = True
         self._forget_levels()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -242,6 +266,10 @@ class QuantizationCallback(LevelReuse, FiniteGuard, ABC):
         accumulates = batch_idx > 0 and trainer.global_step == self._batch_step and pl_module.automatic_optimization
         self._reuse_levels(trainer, pl_module, forget=not accumulates)
         self._batch_step = trainer.global_step
+        if self._is_first_batch:
+            self._begin_search(trainer)
+        if batch_idx == 0:
+            self._warn_of_untrained(trainer, pl_module)
         if self._is_due(trainer.global_step, trainer.global_step + self._stride):
             _synchronize(pl_module.device)
             schedule.timer = QuantizationTimer()
@@ -252,6 +280,9 @@ class QuantizationCallback(LevelReuse, FiniteGuard, ABC):
     ) -> None:
         """Take over activation ranges, and record."""
         self._stop_reusing()
+        if self._is_first_batch:
+            self._report_search(trainer, pl_module)
+            self._is_first_batch = False
         overhead = self._stop_clock(pl_module.device)
         update_ranges_(self._inputs, _sum_over_ranks(trainer))
         if batch_idx == 0:
@@ -276,6 +307,8 @@ class QuantizationCallback(LevelReuse, FiniteGuard, ABC):
         """Record what the last full interval left out, and look at what has come out."""
         settle_ranges_(self._inputs)
         self._forget_levels()
+        if not trainer.strategy.restore_checkpoint_after_setup:
+            note_pruned(pl_module)  # masks may be made permanent now
         if trainer.global_step == self._recorded_step:
             return
         if self.record_every_n_steps:
@@ -409,6 +442,8 @@ class QuantizationCallback(LevelReuse, FiniteGuard, ABC):
         self._recorded = {}
         self._recorded_step = self._batch_step = 0
         self._stride = 1
+        self._is_first_batch = False
+        self._untrained: set[str] = set()
         self._started = 0.0
         self._trained_as_float = ""
 
@@ -416,6 +451,7 @@ class QuantizationCallback(LevelReuse, FiniteGuard, ABC):
         self._forget_levels()
         if self._schedule is not None:
             self._schedule.timer = None
+        self._stop_search()
         release(pl_module)
         self._forget()
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_balq.nn.finite import WEIGHTS, check_checkpoint
 from lightning_balq.nn.layers import clean_name, quantized_layers
-from lightning_balq.nn.learned import learned_parameters
+from lightning_balq.nn.learned import begin_parameters, beginning_parameters, learned_parameters
 
 Hook: TypeAlias = Callable[[dict[str, Any]], None]
 
@@ -53,6 +53,7 @@ def save_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any
     if not names:
         return
     checkpoint[KEY]["learned"] = {}
+    checkpoint[KEY]["beginning"] = beginning_parameters(model)
     for section in WEIGHTS:
         weights = checkpoint.get(section)
         if isinstance(weights, dict):
@@ -66,6 +67,7 @@ def load_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any
     """``on_load_checkpoint`` of ``model``: ours, then its own."""
     if KEY in checkpoint:
         load_quantization_state(model, checkpoint[KEY])
+        begin_parameters(model, checkpoint[KEY].get("beginning", ()))
         names = {name for name, _, _ in learned_parameters(model)}
         for section, values in checkpoint[KEY].get("learned", {}).items():
             if section in checkpoint:

@@ -18,7 +18,16 @@ from lightning_balq.nn.cache import LevelCache
 from lightning_balq.nn.learned_activation import LearnedActivationQuantizer
 from lightning_balq.nn.quantizer import LearnedScaleQuantizer, WeightQuantizer
 from lightning_balq.nn.schedule import Schedule
-from lightning_balq.nn.weights import arrangement, from_channels, get_weight, owner_of, peek_weight, swap_channels
+from lightning_balq.nn.weights import (
+    arrangement,
+    from_channels,
+    get_weight,
+    is_partly_zero,
+    owner_of,
+    peek_weight,
+    pruning_mask,
+    swap_channels,
+)
 
 STATE = "_balq"
 """Key of the :class:`LayerQuantizer` in the ``__dict__`` of a quantized layer."""
@@ -49,6 +58,10 @@ class LayerQuantizer:
     cache: LevelCache = field(repr=False, compare=False)
     unset: set[str] = field(default_factory=set, repr=False, compare=False)
     """Learned scales of weights that begin anew at the next forward."""
+    begins: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Learned parameters that had not begun when the checkpoint was written that is being loaded."""
+    pruned: set[str] = field(default_factory=set, repr=False, compare=False)
+    """Weights of which some were exactly zero; what is zero of them stays zero, for the grid has no zero level."""
 
     def settings(self) -> str:
         """What distinguishes it from the state of a layer quantized in another way."""
@@ -62,6 +75,7 @@ class LayerQuantizer:
         weight = get_weight(layer, name)
         if self.schedule.phase == "float":
             parameter = layer._parameters.get(_scale_name(name))
+            weight = self._note_read(layer, name, weight)
             return weight if parameter is None else connect(weight, parameter)
         if torch.compiler.is_compiling() or self.schedule.timer is None:
             return self._quantize_weight(layer, name, weight)
@@ -106,18 +120,41 @@ class LayerQuantizer:
         else:
             self.unset.discard(name)
 
+    def note_zeros(self, layer: nn.Module) -> None:
+        """Find out which weights were pruned, by a mask or by values that are exactly zero."""
+        found = {name for name in self.weights if pruning_mask(layer, name) is not None or is_partly_zero(layer, name)}
+        self.pruned.clear()
+        self.pruned.update(found)
+
+    def _note_read(self, layer: nn.Module, name: str, weight: Tensor) -> Tensor:
+        """Tell the search for reads of float weights, if one is under way, that this one is a layer's own."""
+        if torch.compiler.is_compiling() or self.schedule.reads is None:
+            return weight
+        return self.schedule.reads.own(layer, name, weight)
+
+    def is_beginning(self, name: str) -> bool:
+        """Whether the next training batch decides where a learned parameter begins."""
+        quantizer = self.inputs.get(self.learned()[name])
+        return not quantizer.ready if isinstance(quantizer, LearnedActivationQuantizer) else name in self.unset
+
     def _quantize_weight(self, layer: nn.Module, name: str, weight: Tensor) -> Tensor:
         quantizer = self.weights[name]
+        mask = pruning_mask(layer, name)
+        zero = weight == 0 if mask is None and name in self.pruned else None
         prepared = self._prepared(layer, quantizer, weight)
+        if zero is not None:
+            prepared = prepared.masked_fill(zero, 0.0)
+        weight = self._note_read(layer, name, weight)
         if isinstance(quantizer, LearnedScaleQuantizer):
             quantized = self._scaled(layer, name, quantizer, weight, prepared)
+            quantized = quantized if zero is None else torch.where(zero, weight, quantized)
         else:
             attached = quantizer.attach_gradient(swap_channels(layer, weight), swap_channels(layer, prepared))
             quantized = swap_channels(layer, attached)
-        owner, attribute = owner_of(layer, name)
-        mask = owner._buffers.get(f"{attribute}_mask")  # set by torch.nn.utils.prune
         if mask is not None:
-            quantized = quantized * mask  # the grid has no zero level
+            quantized = quantized * mask
+            if not torch.compiler.is_compiling():
+                self.pruned.add(name)  # the mask may be taken away, and its zeros stay
         return quantized if self.schedule.phase == "quantized" else self.schedule.mix(weight, quantized)
 
     def _scaled(

@@ -4,19 +4,20 @@ They are parameters of the layer, called ``balq_..``, so that optimizers, DDP an
 for parameters. The ``state_dict()`` of a float model loads all the same: what it does not hold begins anew.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from lightning_balq.nn.activation import ActivationQuantizer
 from lightning_balq.nn.layers import STATE, LayerQuantizer, quantized_layers
 from lightning_balq.nn.learned_activation import LearnedActivationQuantizer
 from lightning_balq.nn.quantizer import LearnedScaleQuantizer
 from lightning_balq.nn.swap import Swapped, module_of
-from lightning_balq.nn.weights import peek_weight, swap_channels
+from lightning_balq.nn.weights import peek_weight, swap_channels, weight_sources
 
 
 class Learning(Swapped):
@@ -53,7 +54,21 @@ class Learning(Swapped):
         names = state.learned()
         missing_keys[:] = [key for key in missing_keys if key.removeprefix(prefix) not in names]
         for name in names:
-            state.renew(name, begin=prefix + name not in state_dict)
+            still = name in state.begins and state.is_beginning(name)
+            state.renew(name, begin=prefix + name not in state_dict or still)
+        note_zeros(module_of(self), state)
+
+
+def note_zeros(layer: nn.Module, state: LayerQuantizer) -> None:
+    """Find out which weights of ``layer`` were pruned, if it has weights by now."""
+    if not any(is_lazy(parameter) for parameter in layer.parameters()):
+        state.note_zeros(layer)
+
+
+def note_pruned(model: nn.Module) -> None:
+    """Find out anew which weights of ``model`` were pruned."""
+    for _, layer, state in quantized_layers(model):
+        note_zeros(layer, state)
 
 
 def check_learnable(name: str, layer: nn.Module, state: LayerQuantizer) -> None:
@@ -66,7 +81,10 @@ def check_learnable(name: str, layer: nn.Module, state: LayerQuantizer) -> None:
 
 
 def add_learned_parameters(layer: nn.Module, state: LayerQuantizer) -> None:
-    """Give ``layer`` the parameters that its quantizers learn; those of weights at their initial values."""
+    """Give ``layer`` the parameters that its quantizers learn; those of weights at their initial values.
+
+    What belongs to a frozen weight, or to the input of a layer of frozen weights, is frozen too.
+    """
     with torch.inference_mode(False), torch.no_grad():
         for name, source in state.learned().items():
             quantizer = state.weights.get(source)
@@ -74,7 +92,8 @@ def add_learned_parameters(layer: nn.Module, state: LayerQuantizer) -> None:
                 begin = quantizer.begin(swap_channels(layer, peek_weight(layer, source)))
             else:
                 begin = torch.ones(1, dtype=torch.float32, device=next(layer.parameters()).device)
-            layer.register_parameter(name, nn.Parameter(begin))
+            trains = any(parameter.requires_grad for parameter in _sources(layer, state, source))
+            layer.register_parameter(name, nn.Parameter(begin, requires_grad=trains))
             state.renew(name, begin=True)
 
 
@@ -92,6 +111,49 @@ def learned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bo
             assert parameter is not None
             activation = state.inputs.get(source)
             yield f"{path}.{name}" if path else name, parameter, getattr(activation, "range_mode", "") == "pact"
+
+
+def beginning_parameters(model: nn.Module) -> list[str]:
+    """Names of the learned parameters of ``model`` whose value the next training batch decides."""
+    return [
+        f"{path}.{name}".removeprefix(".")
+        for path, _, state in quantized_layers(model)
+        for name in state.learned()
+        if state.is_beginning(name)
+    ]
+
+
+def begin_parameters(model: nn.Module, names: Collection[str]) -> None:
+    """Let the learned parameters of these names begin anew, also if a value is loaded for them now."""
+    for path, _, state in quantized_layers(model):
+        state.begins = {name for name in state.learned() if f"{path}.{name}".removeprefix(".") in names}
+        for name in state.begins:
+            state.renew(name, begin=True)
+
+
+def untrained_parameters(model: nn.Module, optimizers: Iterable[Optimizer]) -> list[str]:
+    """Names of the learned parameters of ``model`` that no optimizer trains, although it trains what they belong to."""
+    trained = {
+        id(parameter)
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if parameter.requires_grad
+    }
+    found = []
+    for path, layer, state in quantized_layers(model):
+        for name, source in state.learned().items():
+            if id(layer._parameters[name]) not in trained and any(
+                id(parameter) in trained for parameter in _sources(layer, state, source)
+            ):
+                found.append(f"{path}.{name}".removeprefix("."))
+    return found
+
+
+def _sources(layer: nn.Module, state: LayerQuantizer, source: str) -> list[nn.Parameter]:
+    """Parameters of a weight; of an input, those of the weights of its layer."""
+    names = [source] if source in state.weights else list(state.weights)
+    return [parameter for name in names for parameter in weight_sources(layer, name)]
 
 
 def restart_learning(model: nn.Module) -> None:

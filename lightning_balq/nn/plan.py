@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
 from torchmetrics import Metric
 
 from lightning_balq.nn.config import QuantizationConfig
@@ -16,7 +15,15 @@ from lightning_balq.nn.layers import clean_name
 from lightning_balq.nn.quantizer import WeightQuantizer
 from lightning_balq.nn.report import plan_text
 from lightning_balq.nn.states import state_names
-from lightning_balq.nn.weights import QUANTIZABLE, RECURRENT, is_recurrent, peek_weight, weight_names, weight_part
+from lightning_balq.nn.weights import (
+    QUANTIZABLE,
+    RECURRENT,
+    is_recurrent,
+    peek_weight,
+    weight_names,
+    weight_part,
+    weight_sources,
+)
 
 
 @dataclass(frozen=True)
@@ -290,7 +297,7 @@ def _layer_plan(layer: _Candidate, reason: str, config: QuantizationConfig, shar
     tensors = {name: peek_weight(module, name) for name in names} if known else {}
     own = {}
     for name, tensor in tensors.items():
-        sources = _sources(module, name)
+        sources = {id(parameter) for parameter in weight_sources(module, name)}
         if not sources & shared:
             own[name] = tensor
         shared.update(sources)
@@ -315,17 +322,6 @@ def _quantized_bytes(module: nn.Module, weight: Tensor, quantizer: WeightQuantiz
         return weight.nbytes
     channels: int = getattr(module, "out_channels", weight.shape[0] if weight.dim() else 1)
     return (weight.numel() * quantizer.bits + 7) // 8 + 4 * quantizer.scales(channels)
-
-
-def _sources(module: nn.Module, name: str) -> set[int]:
-    """Identities of the parameters that a weight is made of: itself, or what its parametrization holds."""
-    path, _, attribute = name.rpartition(".")
-    owner = module.get_submodule(path)
-    if is_parametrized(owner, attribute):
-        return {id(p) for p in owner.get_submodule(f"parametrizations.{attribute}").parameters()}
-    # Pruning keeps the parameter as `weight_orig`, legacy weight norm as `weight_g` and `weight_v`.
-    keys = {attribute, f"{attribute}_orig", f"{attribute}_g", f"{attribute}_v"}
-    return {id(p) for key, p in owner.named_parameters(recurse=False) if key in keys}
 
 
 def _quantizers(layer: _Candidate, config: QuantizationConfig) -> dict[str, WeightQuantizer]:

@@ -9,7 +9,7 @@ from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.finite import check_layers
 from lightning_balq.nn.forward import SlowPathEncoder, SlowPathEncoderLayer, input_names, layer_mixin
 from lightning_balq.nn.layers import STATE, LayerQuantizer, clean_name, quantized_layers
-from lightning_balq.nn.learned import add_learned_parameters, check_learnable, remove_learned_parameters
+from lightning_balq.nn.learned import add_learned_parameters, check_learnable, note_zeros, remove_learned_parameters
 from lightning_balq.nn.learned_activation import LEARNED_RANGES, LearnedActivationQuantizer
 from lightning_balq.nn.plan import LayerPlan, Plan, plan
 from lightning_balq.nn.schedule import Schedule
@@ -65,6 +65,7 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
         if STATE not in layer.__dict__:
             swap_class(layer, layer_mixin(type(layer)))
             layer.__dict__[STATE] = quantizer
+            note_zeros(layer, quantizer)
             add_learned_parameters(layer, quantizer)
     for _, layer, state in quantized_layers(model):
         state.schedule, state.cache = schedule, cache  # parts may have been quantized apart

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_balq.nn.float_reads import FloatReads
 from lightning_balq.nn.timing import QuantizationTimer
 
 Phase = Literal["float", "blend", "quantized"]
@@ -41,6 +42,7 @@ class Schedule:
         self.blend = 1.0
         self.phase: Phase = "quantized"
         self.timer: QuantizationTimer | None = None
+        self.reads: FloatReads | None = None
         self.share = torch.tensor(1.0, dtype=torch.float32)
 
     def set_blend(self, blend: float) -> None:

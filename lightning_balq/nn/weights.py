@@ -79,6 +79,34 @@ def peek_weight(layer: nn.Module, name: str) -> Tensor:
             module.training = training
 
 
+def weight_sources(layer: nn.Module, name: str) -> list[nn.Parameter]:
+    """Parameters that the weight of a dotted name is made of: itself, or what its parametrization holds."""
+    owner, attribute = owner_of(layer, name)
+    if is_parametrized(owner, attribute):
+        return list(owner.get_submodule(f"parametrizations.{attribute}").parameters())
+    # Pruning keeps the parameter as `weight_orig`, legacy weight norm as `weight_g` and `weight_v`.
+    keys = {attribute, f"{attribute}_orig", f"{attribute}_g", f"{attribute}_v"}
+    return [parameter for key, parameter in owner.named_parameters(recurse=False) if key in keys]
+
+
+def pruning_mask(layer: nn.Module, name: str) -> Tensor | None:
+    """Mask that torch.nn.utils.prune keeps for the weight of a dotted name, if it has one."""
+    owner, attribute = owner_of(layer, name)
+    return owner._buffers.get(f"{attribute}_mask")
+
+
+def is_partly_zero(layer: nn.Module, name: str) -> bool:
+    """Whether some values of the weight of a dotted name are exactly zero, but not all; a padding row aside."""
+    weight = peek_weight(layer, name).detach()
+    if weight.device.type == "meta":
+        return False
+    zeros = weight.numel() - int(weight.count_nonzero())
+    if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+        row = weight[layer.padding_idx]
+        return zeros > row.numel() - int(row.count_nonzero())
+    return 0 < zeros < weight.numel()
+
+
 def weight_names(layer: nn.Module) -> tuple[str, ...]:
     """Dotted names of the weights that ``layer`` has; empty if it is of no quantizable type."""
     if isinstance(layer, nn.RNNBase):

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from lightning_balq.nn import (
+    LSQQuantizer,
     activation_quantizers,
     load_quantization_state,
     quantization_state,
     quantize_,
     quantized_layers,
+    settle_ranges_,
     unquantize_,
     update_ranges_,
 )
@@ -167,6 +169,28 @@ def test_ranges_of_a_compiled_model_load_into_the_plain_one():
 
 
 # --- Attaching and detaching -----------------------------------------------------------------------------------------
+
+
+def learning():
+    model = Net()
+    quantize_(model, everything(LSQQuantizer(2), activation_bits=3, activation_range="lsq"))
+    return model
+
+
+def test_what_had_not_begun_when_it_was_saved_begins_anew():
+    early, model = save(learning()), learning()
+    assert len(early["lightning_balq"]["beginning"]) == 4
+    model(randn(5, 4)).sum().backward()
+    update_ranges_(activation_quantizers(model))
+    settle_ranges_(activation_quantizers(model))
+    late = save(model)
+    assert late["lightning_balq"]["beginning"] == []
+    for checkpoint, expected in ((early, True), (late, False)):
+        model.on_load_checkpoint(checkpoint)
+        for _ in range(2):  # averaging callbacks load twice
+            model.load_state_dict(checkpoint["state_dict"])
+        parts = [state for _, _, state in quantized_layers(model)]
+        assert {part.is_beginning(name) for part in parts for name in part.learned()} == {expected}
 
 
 def test_hooks_are_attached_once_and_removed_by_unquantize():

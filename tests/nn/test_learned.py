@@ -24,6 +24,7 @@ from lightning_balq.nn import (
     settle_ranges_,
     update_ranges_,
 )
+from lightning_balq.nn.learned import untrained_parameters
 from tests import reference
 from tests.helpers import assert_equal, everything, randn, snapshot, tiny_model
 
@@ -451,3 +452,65 @@ def test_a_model_quantized_under_another_default_type_learns_and_observes_in_flo
     assert layer.balq_log_scale_weight.dtype == layer.balq_log_scale_input.dtype == torch.float32
     (quantizer,) = activation_quantizers(layer)
     assert quantizer.range.dtype == quantizer.pending.dtype == quantizer.batches.dtype == torch.float32
+
+
+def test_what_belongs_to_a_frozen_layer_is_frozen_and_freed_with_it():
+    model = tiny_model()
+    model.conv.requires_grad_(False)
+    model.hidden.weight.requires_grad_(False)
+    quantize_(model, everything(LSQQuantizer(2), activation_bits=2, activation_range="lsq"))
+    trains = {name: parameter.requires_grad for name, parameter, _ in learned_parameters(model)}
+    assert trains == {
+        f"{name}.balq_log_scale_{source}": name in ("stem", "head") for name in LAYERS for source in ("weight", "input")
+    }
+    model.conv.requires_grad_(True)
+    assert all(parameter.requires_grad for name, parameter, _ in learned_parameters(model) if name.startswith("conv"))
+
+
+def test_parametrized_weight_that_trains_has_a_scale_that_trains():
+    model = tiny_model()
+    torch.nn.utils.parametrizations.weight_norm(model.conv)
+    torch.nn.utils.parametrizations.weight_norm(model.hidden)
+    model.hidden.parametrizations.requires_grad_(False)
+    quantize_(model, everything(LSQQuantizer(2)))
+    assert model.conv.balq_log_scale_weight.requires_grad
+    assert not model.hidden.balq_log_scale_weight.requires_grad
+
+
+def test_parameters_that_no_optimizer_trains_are_named():
+    model = tiny_model()
+    quantize_(model, everything(LSQQuantizer(2)))
+    own = {id(parameter) for _, parameter, _ in learned_parameters(model)}
+    weights = torch.optim.SGD([p for p in model.parameters() if id(p) not in own], 0.1)
+    assert untrained_parameters(model, [weights]) == [f"{name}.balq_log_scale_weight" for name in LAYERS]
+    assert untrained_parameters(model, [torch.optim.SGD(model.parameters(), 0.1)]) == []
+    model.conv.balq_log_scale_weight.requires_grad_(False)
+    assert untrained_parameters(model, [torch.optim.SGD(model.parameters(), 0.1)]) == ["conv.balq_log_scale_weight"]
+    model.conv.requires_grad_(False)
+    assert untrained_parameters(model, [torch.optim.SGD(model.parameters(), 0.1)]) == []
+
+
+@each_quantizer
+def test_zeros_stay_zero_and_can_be_trained(quantizer):
+    model = tiny_model()
+    with torch.no_grad():
+        model.hidden.weight[:, ::2] = 0
+    quantize_(model, everything(quantizer))
+    state = next(state for name, _, state in quantized_layers(model) if name == "hidden")
+    levels = state.quantize_weight(model.hidden, "weight")
+    assert (levels[:, ::2] == 0).all()
+    levels.sum().backward()
+    assert_equal(model.hidden.weight.grad[:, ::2], torch.ones(16, 16))
+
+
+def test_zeros_are_looked_for_when_weights_are_loaded():
+    model, other = tiny_model(), tiny_model()
+    quantize_(model, everything(LearnedBalancedQuantizer(2)))
+    weights = other.state_dict()
+    weights["hidden.weight"][0] = 0
+    model.load_state_dict(weights)
+    states = {name: state for name, _, state in quantized_layers(model)}
+    assert {name: state.pruned for name, state in states.items()} == {
+        name: {"weight"} if name == "hidden" else set() for name in LAYERS
+    }
+    assert (states["hidden"].quantize_weight(model.hidden, "weight")[0] == 0).all()
