@@ -20,6 +20,13 @@ class Swapped:
         base, mixin = _parts(type(self))
         return (_rebuild, (base, mixin, *arguments[1:]), *state)
 
+    def __prepare_scriptable__(self) -> Any:
+        # torch.jit.script calls this first; it would stop at the first line of ours that is no TorchScript.
+        raise RuntimeError(
+            f"torch.jit.script cannot compile a quantized {type(self).__name__}, whose forward is no TorchScript: "
+            "use torch.jit.trace or torch.export, or call `unquantize_(model)` first to script the float model"
+        )
+
 
 def module_of(mixin: Any) -> Any:
     """The mixin seen as the module it is mixed into, for the type checker."""
