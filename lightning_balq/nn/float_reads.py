@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 _ARITHMETIC = re.compile(
     r"(Abs|Add|Alias|Cat|Clone|Div|Dot|Expand|ForeachNorm|LinalgVectorNorm|Max|Mean|Mul|Neg|Norm|Pow|Reshape|Select|"
-    r"Sqrt|Squeeze|Stack|Std|Sub|Sum|T|ToCopy|Transpose|Unbind|UnsafeView|Unsqueeze|Var|View)Backward\d*"
+    r"Sqrt|Squeeze|Stack|Std|Sub|Sum|T|ToCopy|Transpose|Unbind|UnsafeView|Unsqueeze|Var|View|_DDPSink)Backward\d*"
 )
 """Names of the nodes of which penalties are made; a network has others, a product or a nonlinearity."""
 
-_UNKNOWN = re.compile(r"CompiledFunction|CppFunction|.*Checkpoint")
-"""Names of nodes that hide what happens in them."""
+_COMPILED = re.compile(r"CompiledFunction")
+"""Nodes of compiled code, in which a layer's own reads cannot be told from others."""
 
 
 class FloatReads:
@@ -64,12 +64,13 @@ class FloatReads:
         seen = set(waiting)
         while waiting:
             node, crossed = waiting.pop()
-            if node is None or node in self._own or _UNKNOWN.match(node.name()):
+            if node is None or node in self._own:
                 continue
             if node in self._weights and crossed:
                 yield node
+            is_compiled = _COMPILED.match(node.name()) is not None
             crossed = crossed or _ARITHMETIC.fullmatch(node.name()) is None
             for following, _ in node.next_functions:
-                if (following, crossed) not in seen:
+                if (following, crossed) not in seen and not (is_compiled and following in self._weights):
                     seen.add((following, crossed))
                     waiting.append((following, crossed))

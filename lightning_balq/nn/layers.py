@@ -60,7 +60,7 @@ class LayerQuantizer:
     """Learned scales of weights that begin anew at the next forward."""
     begins: set[str] = field(default_factory=set, repr=False, compare=False)
     """Learned parameters that had not begun when the checkpoint was written that is being loaded."""
-    pruned: set[str] = field(default_factory=set, repr=False, compare=False)
+    pruned: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """Weights of which some were exactly zero; what is zero of them stays zero, for the grid has no zero level."""
 
     def settings(self) -> str:
@@ -122,9 +122,9 @@ class LayerQuantizer:
 
     def note_zeros(self, layer: nn.Module) -> None:
         """Find out which weights were pruned, by a mask or by values that are exactly zero."""
-        found = {name for name in self.weights if pruning_mask(layer, name) is not None or is_partly_zero(layer, name)}
-        self.pruned.clear()
-        self.pruned.update(found)
+        self.pruned = tuple(
+            name for name in self.weights if pruning_mask(layer, name) is not None or is_partly_zero(layer, name)
+        )
 
     def _note_read(self, layer: nn.Module, name: str, weight: Tensor) -> Tensor:
         """Tell the search for reads of float weights, if one is under way, that this one is a layer's own."""
@@ -153,8 +153,8 @@ class LayerQuantizer:
             quantized = swap_channels(layer, attached)
         if mask is not None:
             quantized = quantized * mask
-            if not torch.compiler.is_compiling():
-                self.pruned.add(name)  # the mask may be taken away, and its zeros stay
+            if not torch.compiler.is_compiling() and name not in self.pruned:
+                self.pruned = (*self.pruned, name)  # the mask may be taken away, and its zeros stay
         return quantized if self.schedule.phase == "quantized" else self.schedule.mix(weight, quantized)
 
     def _scaled(

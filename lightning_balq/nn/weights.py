@@ -98,13 +98,12 @@ def pruning_mask(layer: nn.Module, name: str) -> Tensor | None:
 def is_partly_zero(layer: nn.Module, name: str) -> bool:
     """Whether some values of the weight of a dotted name are exactly zero, but not all; a padding row aside."""
     weight = peek_weight(layer, name).detach()
-    if weight.device.type == "meta":
+    if type(weight) is not Tensor or weight.device.type == "meta":  # sharded, or without values
         return False
-    zeros = weight.numel() - int(weight.count_nonzero())
+    zero = weight == 0
     if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
-        row = weight[layer.padding_idx]
-        return zeros > row.numel() - int(row.count_nonzero())
-    return 0 < zeros < weight.numel()
+        zero[layer.padding_idx] = False
+    return bool(zero.any()) and not bool(zero.all())
 
 
 def weight_names(layer: nn.Module) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_balq import quantize_
 from lightning_balq.nn import quantized_layers
@@ -32,6 +33,12 @@ READS = {
     "product": lambda m: (m(randn(2, 4)) @ m[0].weight).square().sum(),
     "convolved": lambda m: torch.conv1d(m(randn(2, 4))[:, None], m[0].weight[:, None]).sum(),
     "activated": lambda m: m(randn(2, 4)).sum() + m[0].weight.tanh().sum(),
+    "handed to a checkpoint": lambda m: checkpoint(
+        lambda x, w: (x @ w).sum(), m(randn(2, 4)), m[0].weight, use_reentrant=True
+    ),
+    "before a checkpoint": lambda m: checkpoint(
+        lambda x: x.exp().sum(), m(randn(2, 4)) @ m[0].weight, use_reentrant=True
+    ),
     "looked up": lambda m: nn.functional.embedding(torch.tensor([1]), m[0].weight).exp().sum() + m(randn(2, 4)).sum(),
 }
 NO_READS = {

@@ -511,6 +511,6 @@ def test_zeros_are_looked_for_when_weights_are_loaded():
     model.load_state_dict(weights)
     states = {name: state for name, _, state in quantized_layers(model)}
     assert {name: state.pruned for name, state in states.items()} == {
-        name: {"weight"} if name == "hidden" else set() for name in LAYERS
+        name: ("weight",) if name == "hidden" else () for name in LAYERS
     }
     assert (states["hidden"].quantize_weight(model.hidden, "weight")[0] == 0).all()
