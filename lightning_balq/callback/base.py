@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_balq.callback.finite import NON_FINITE, FiniteGuard, NonFinite
@@ -21,6 +21,7 @@ from lightning_balq.callback.float_reads import FloatReadSearch
 from lightning_balq.callback.module_hooks import call_after, configure_groups, late_builder, release
 from lightning_balq.callback.outlets import Outlets
 from lightning_balq.callback.reuse import LevelReuse
+from lightning_balq.callback.strategies import check_learning, check_supported, hides_weights
 from lightning_balq.functional._checks import check_choice
 from lightning_balq.nn.activation import (
     ActivationQuantizer,
@@ -43,7 +44,7 @@ from lightning_balq.nn.monitor import CodeMonitor, CodeStatistics
 from lightning_balq.nn.parameter_groups import fit_schedule_to_groups
 from lightning_balq.nn.plan import Plan, plan
 from lightning_balq.nn.pretrained import evidence_of_training
-from lightning_balq.nn.quantize import quantize_
+from lightning_balq.nn.quantize import learns, quantize_
 from lightning_balq.nn.quantizer import WeightQuantizer
 from lightning_balq.nn.report import plan_table, record_table
 from lightning_balq.nn.schedule import Schedule, blend_at
@@ -59,8 +60,6 @@ FEW_BITS = 3
 
 SHOWN = {"balq/effective_bitwidth", "balq/overhead"}
 """What reaches the progress bar."""
-
-_REPLACED_LINEAR = ("BitsandbytesPrecision", "TransformerEnginePrecision")
 
 
 @dataclass(eq=False)
@@ -162,12 +161,7 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Quantize the model, now or as soon as it is built."""
-        precision = type(trainer.precision_plugin).__name__
-        if precision in _REPLACED_LINEAR:
-            raise MisconfigurationException(
-                f"{type(self).__name__} cannot be combined with {precision}, which replaces the linear layers after "
-                "this callback has quantized them; use another `precision`"
-            )
+        check_supported(trainer, type(self).__name__)
         builder = late_builder(pl_module)
         if builder is None:
             self._quantize(pl_module, trainer)
@@ -179,9 +173,9 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
 
     def _quantize(self, pl_module: LightningModule, trainer: Trainer) -> None:
         self._trained_as_float = "" if any(quantized_layers(pl_module)) else evidence_of_training(pl_module)
+        if any(learned_parameters(pl_module)) or learns(self.plan(pl_module), self._config()):
+            check_learning(trainer, type(self).__name__)
         self._plan = quantize_(pl_module, self._config())
-        if any(learned_parameters(pl_module)):
-            self._check_learning(trainer)
 
     def _decays(self, pl_module: LightningModule) -> dict[nn.Parameter, bool]:
         """Parameters that the quantizers of this callback learn, and whether weight decay applies to them."""
@@ -207,21 +201,6 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
     def _names_learned(self, pl_module: LightningModule) -> set[str]:
         own = self._decays(pl_module)
         return {name for name, parameter, _ in learned_parameters(pl_module) if parameter in own}
-
-    def _check_learning(self, trainer: Trainer) -> None:
-        """Refuse what learned parameters cannot be combined with."""
-        if trainer.strategy.restore_checkpoint_after_setup:
-            raise MisconfigurationException(
-                f"{type(self).__name__} learns scales or ranges, which {type(trainer.strategy).__name__} would shard: "
-                'use another `strategy`, or a fixed `scale` and `activation_range="observed"`'
-            )
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-        for callback in callbacks:
-            if getattr(callback, "_average_model", None) is not None:
-                raise MisconfigurationException(
-                    f"{type(callback).__name__} copied the model before {type(self).__name__} added what it learns: "
-                    f"list {type(self).__name__} first in the callbacks of the Trainer"
-                )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what is quantized, and warn if that is likely to destroy a trained model."""
@@ -358,9 +337,7 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
     def _record(self, trainer: Trainer, pl_module: LightningModule, overhead: float | None) -> dict[str, float]:
         self._recorded_step = trainer.global_step
         settle_ranges_(self._inputs)
-        if (
-            trainer.strategy.restore_checkpoint_after_setup
-        ):  # weights are sharded: a rank sees only its part of the codes
+        if hides_weights(trainer):
             return {}
         if not self._is_finite(trainer, pl_module):
             return {}

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeGuard, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_balq.callback.strategies import hides_weights
 from lightning_balq.nn.finite import NonFiniteError, describe, non_finite, parts_of
 from lightning_balq.nn.layers import quantized_layers
 from lightning_balq.nn.plan import Plan
@@ -32,7 +33,7 @@ class FiniteGuard(Callback):
 
     def _is_finite(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether all layers of this callback are finite; if not, raise or warn. Waits for the device once."""
-        if self._plan is None or trainer.strategy.restore_checkpoint_after_setup:  # sharded: a rank would raise alone
+        if self._plan is None or hides_weights(trainer):  # a rank would raise alone
             return True
         own = {layer.name for layer in self._plan.quantized}
         layers = [layer for layer in quantized_layers(pl_module) if layer[0] in own]

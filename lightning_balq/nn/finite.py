@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_balq.nn.layers import LayerQuantizer, clean_name, quantized_layers
-from lightning_balq.nn.weights import peek_weight
+from lightning_balq.nn.weights import peek_weight, whole
 
 WEIGHTS = ("state_dict", "current_model_state")
 """Where a checkpoint holds weights: those of the model, and with averaging those in training."""
@@ -40,7 +40,7 @@ def describe(layer: str, parts: Iterable[str]) -> str:
 def zero_if_finite(tensor: Tensor) -> Tensor:
     """Return a scalar that is 0 if all values are finite and NaN if not; one pass over them, and no copy."""
     if not _is_plain(tensor):  # sharded: not every operation is known for it
-        return torch.tensor(0.0 if bool(torch.isfinite(tensor).all()) else torch.nan)
+        return torch.tensor(0.0 if bool(whole(torch.isfinite(tensor).all())) else torch.nan)
     bounds = torch.stack(torch.aminmax(tensor.detach()))
     return (bounds - bounds).sum().to(torch.float32)
 

@@ -20,6 +20,7 @@ from lightning_balq.nn.quantizer import LearnedScaleQuantizer, WeightQuantizer
 from lightning_balq.nn.schedule import Schedule
 from lightning_balq.nn.weights import (
     arrangement,
+    check_undivided,
     from_channels,
     get_weight,
     is_partly_zero,
@@ -27,6 +28,7 @@ from lightning_balq.nn.weights import (
     peek_weight,
     pruning_mask,
     swap_channels,
+    whole,
 )
 
 STATE = "_balq"
@@ -73,6 +75,7 @@ class LayerQuantizer:
     def quantize_weight(self, layer: nn.Module, name: str) -> Tensor:
         """Fake-quantize the weight called ``name`` as it is now, keeping zero what pruning or padding set to zero."""
         weight = get_weight(layer, name)
+        check_undivided(layer, name, weight)
         if self.schedule.phase == "float":
             parameter = layer._parameters.get(_scale_name(name))
             weight = self._note_read(layer, name, weight)
@@ -95,8 +98,11 @@ class LayerQuantizer:
             return self._quantize_input(layer, name, quantizer, value, observe)
 
     def codes(self, layer: nn.Module, name: str) -> Tensor:
-        """Codes of the weight called ``name``, output channels in dim 0; reading it has no side effects."""
-        quantizer, weight = self.weights[name], swap_channels(layer, peek_weight(layer, name))
+        """Codes of the weight called ``name``, output channels in dim 0; reading it has no side effects.
+
+        Of a weight that is sharded by FSDP2, every rank has to ask for the codes, and gets all of them.
+        """
+        quantizer, weight = self.weights[name], swap_channels(layer, whole(peek_weight(layer, name)))
         if isinstance(quantizer, LearnedScaleQuantizer):
             return quantizer.codes_at(weight, lsq_scale(getattr(layer, _scale_name(name))))
         return quantizer.codes(weight)

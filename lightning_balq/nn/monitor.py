@@ -9,7 +9,7 @@ from lightning_balq.functional import bin_utilization, code_histogram, effective
 from lightning_balq.nn.finite import check_layers, zero_if_finite
 from lightning_balq.nn.layers import LayerQuantizer, quantized_layers
 from lightning_balq.nn.quantizer import WeightQuantizer
-from lightning_balq.nn.weights import peek_weight, weight_part
+from lightning_balq.nn.weights import peek_weight, weight_part, whole
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class CodeMonitor:
         rows: list[Tensor] = []
         for name, layer, quantizer in quantized_layers(model):
             for part, quantizers in _parts(layer, quantizer).items():
-                weights = [peek_weight(layer, weight) for weight in quantizers]
+                weights = [whole(peek_weight(layer, weight)) for weight in quantizers]
                 codes = [quantizer.codes(layer, weight).flatten() for weight in quantizers]
                 names.append(f"{name}.{part}" if name and part else name or part)
                 rows.append(self._row(names[-1], weights, codes, next(iter(quantizers.values())).bits))

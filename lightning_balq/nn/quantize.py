@@ -12,6 +12,7 @@ from lightning_balq.nn.layers import STATE, LayerQuantizer, clean_name, quantize
 from lightning_balq.nn.learned import add_learned_parameters, check_learnable, note_zeros, remove_learned_parameters
 from lightning_balq.nn.learned_activation import LEARNED_RANGES, LearnedActivationQuantizer
 from lightning_balq.nn.plan import LayerPlan, Plan, plan
+from lightning_balq.nn.quantizer import LearnedScaleQuantizer
 from lightning_balq.nn.schedule import Schedule
 from lightning_balq.nn.states import state_names, state_quantizer
 from lightning_balq.nn.swap import Swapped, restore_class, swap_class
@@ -73,6 +74,16 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
     _leave_fast_paths(model)
     attach_checkpoint_hooks(model)
     return decided
+
+
+def learns(decided: Plan, config: QuantizationConfig) -> bool:
+    """Whether a model quantized as decided learns scales or ranges."""
+    learned_range = config.activation_range in LEARNED_RANGES
+    return any(
+        any(isinstance(quantizer, LearnedScaleQuantizer) for quantizer in layer.quantizers.values())
+        or (learned_range and layer.activation_bits is not None)
+        for layer in decided.quantized
+    )
 
 
 def unquantize_(model: nn.Module) -> None:

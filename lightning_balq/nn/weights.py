@@ -97,13 +97,31 @@ def pruning_mask(layer: nn.Module, name: str) -> Tensor | None:
 
 def is_partly_zero(layer: nn.Module, name: str) -> bool:
     """Whether some values of the weight of a dotted name are exactly zero, but not all; a padding row aside."""
-    weight = peek_weight(layer, name).detach()
-    if type(weight) is not Tensor or weight.device.type == "meta":  # sharded, or without values
+    weight = whole(peek_weight(layer, name)).detach()
+    if type(weight) is not Tensor or weight.device.type == "meta":  # of another kind, or without values
         return False
     zero = weight == 0
     if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
         zero[layer.padding_idx] = False
     return bool(zero.any()) and not bool(zero.all())
+
+
+def check_undivided(layer: nn.Module, name: str, weight: Tensor) -> None:
+    """Raise :class:`ValueError` if a forward reads a part of a weight, as under tensor parallelism."""
+    if type(weight) is not nn.Parameter and hasattr(weight, "full_tensor"):
+        raise ValueError(
+            f"`{name}` of {layer} is divided among ranks by tensor parallelism, and no rank can tell the codes of its "
+            "part: expected a whole weight. Leave the layer out with `exclude`, or shard it with `fully_shard`"
+        )
+
+
+def whole(weight: Tensor) -> Tensor:
+    """All of a weight of which each rank holds a part, as FSDP2 leaves it; every rank has to ask. Else itself."""
+    gather = getattr(weight, "full_tensor", None)
+    if gather is None:
+        return weight
+    gathered: Tensor = gather()
+    return gathered
 
 
 def weight_names(layer: nn.Module) -> tuple[str, ...]:
