@@ -168,10 +168,11 @@ def soak_table(records: Sequence[Record]) -> str:
 def main() -> None:
     """Run and append one record."""
     torch.set_num_threads(1)
-    record = soak(STEPS, BLOCK)
     device = torch.device("cpu")
-    append(results_path("soak", device), record | environment(device))
-    print(soak_table([record | environment(device)]))
+    where = environment(device)  # before: sources may change during a long run
+    record = soak(STEPS, BLOCK) | where
+    append(results_path("soak", device), record)
+    print(soak_table([record]))
 
 
 if __name__ == "__main__":

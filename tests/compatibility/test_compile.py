@@ -262,3 +262,19 @@ def test_scripting_is_refused_until_the_model_is_float_again(tmp_path: Path) -> 
     unquantize_(model)
     x = randn(*IMAGES)
     assert_equal(torch.jit.script(model.net)(x), model(x))
+
+
+def test_a_functional_transform_refuses_layers_that_observe(tmp_path: Path) -> None:
+    model = silent()
+    model.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    fit(tmp_path, model, quantization())
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (sample[None],)).square().sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))
+    with pytest.raises(RuntimeError, match="mutate a captured Tensor"):
+        gradients(parameters, randn(*IMAGES))
+    model.eval()
+    assert gradients(parameters, randn(*IMAGES))["net.2.weight"].shape == (5, 8, 8)
