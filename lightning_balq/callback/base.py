@@ -13,14 +13,17 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_balq.callback.best import BestOfQuantized, judges
 from lightning_balq.callback.finite import NON_FINITE, FiniteGuard, NonFinite
 from lightning_balq.callback.float_reads import FloatReadSearch
 from lightning_balq.callback.module_hooks import call_after, configure_groups, late_builder, release
+from lightning_balq.callback.neighbours import Neighbour, check_neighbours
 from lightning_balq.callback.outlets import Outlets
 from lightning_balq.callback.reuse import LevelReuse
+from lightning_balq.callback.saved_state import STATE_VERSION, changed_arguments, check_callback_state, check_state
 from lightning_balq.callback.strategies import check_learning, check_supported, hides_weights
 from lightning_balq.functional._checks import check_choice
 from lightning_balq.nn.activation import (
@@ -31,6 +34,7 @@ from lightning_balq.nn.activation import (
     update_ranges_,
 )
 from lightning_balq.nn.cache import LevelCache
+from lightning_balq.nn.checkpoint import KEY, add_load_check, remove_load_check
 from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.layers import activation_quantizers, quantized_layers
 from lightning_balq.nn.learned import (
@@ -41,7 +45,8 @@ from lightning_balq.nn.learned import (
     untrained_parameters,
 )
 from lightning_balq.nn.monitor import CodeMonitor, CodeStatistics
-from lightning_balq.nn.parameter_groups import fit_schedule_to_groups
+from lightning_balq.nn.optimizer_state import trim_schedule
+from lightning_balq.nn.parameter_groups import first_learned_group, fit_schedule_to_groups
 from lightning_balq.nn.plan import Plan, plan
 from lightning_balq.nn.pretrained import evidence_of_training
 from lightning_balq.nn.quantize import learns, quantize_
@@ -49,8 +54,6 @@ from lightning_balq.nn.quantizer import WeightQuantizer
 from lightning_balq.nn.report import plan_table, record_table
 from lightning_balq.nn.schedule import Schedule, blend_at
 from lightning_balq.nn.timing import QuantizationTimer
-
-STATE_VERSION = 1
 
 OVERHEADS_KEPT = 1000
 """Records whose overheads are remembered: a state does not grow with the length of training."""
@@ -92,6 +95,7 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
     learned_lr_factor: float = 1.0
     start_step: int = 0
     blend_steps: int = 0
+    best_when_quantized: bool = True
     reuse_quantized: bool = True
     non_finite: NonFinite = "error"
     record_every_n_steps: int = 50
@@ -111,13 +115,16 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
             raise TypeError(f"`learned_lr_factor` must be a number, got {factor!r} of type {type(factor).__name__}")
         if not 0 < factor < math.inf:
             raise ValueError(f"`learned_lr_factor` must be a positive number, got {factor}")
-        if not isinstance(self.reuse_quantized, bool):
-            raise TypeError(f"`reuse_quantized` must be a bool, got {self.reuse_quantized!r}")
+        for argument in ("best_when_quantized", "reuse_quantized"):
+            if not isinstance(getattr(self, argument), bool):
+                raise TypeError(f"`{argument}` must be a bool, got {getattr(self, argument)!r}")
         check_choice(self.non_finite, "non_finite", NON_FINITE)
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"`name` must be a str or None, got {self.name!r} of type {type(self.name).__name__}")
         self._config()
         self._overheads: deque[float] = deque(maxlen=OVERHEADS_KEPT)
+        self._unmeasured: list[str] = []
+        self._best: BestOfQuantized | None = None
         self._plan: Plan | None
         self._inputs: list[ActivationQuantizer]
         self._schedule: Schedule | None
@@ -173,9 +180,20 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
 
     def _quantize(self, pl_module: LightningModule, trainer: Trainer) -> None:
         self._trained_as_float = "" if any(quantized_layers(pl_module)) else evidence_of_training(pl_module)
-        if any(learned_parameters(pl_module)) or learns(self.plan(pl_module), self._config()):
+        decided = self.plan(pl_module)
+        if any(learned_parameters(pl_module)) or learns(decided, self._config()):
             check_learning(trainer, type(self).__name__)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        ours = [callback for callback in callbacks if isinstance(callback, QuantizationCallback)]
+        others = [callback._as_neighbour(callback._plan) for callback in ours if callback._plan is not None]
+        check_neighbours(pl_module, self._as_neighbour(decided), others)
         self._plan = quantize_(pl_module, self._config())
+        add_load_check(pl_module, self.state_key, functools.partial(check_callback_state, self.state_key))
+        if trainer.state.fn == "fit":  # a tuner runs the network before training starts
+            self._follow_schedule(trainer, pl_module)
+
+    def _as_neighbour(self, decided: Plan) -> Neighbour:
+        return Neighbour(self.state_key, decided, self.start_step, self.blend_steps)
 
     def _decays(self, pl_module: LightningModule) -> dict[nn.Parameter, bool]:
         """Parameters that the quantizers of this callback learn, and whether weight decay applies to them."""
@@ -229,7 +247,12 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the schedule to where training stands, and look at what it starts from."""
         self._is_finite(trainer, pl_module)
-        self._follow_schedule(trainer, pl_module)
+        schedule = self._follow_schedule(trainer, pl_module)
+        if self.best_when_quantized:
+            self._best = BestOfQuantized(trainer, self._unmeasured)
+            self._best.follow(quantized=schedule.phase == "quantized", within_epoch=False)
+        if trainer.global_step == 0:
+            self._overheads.clear()
         self._inputs = activation_quantizers(pl_module)
         for config in trainer.lr_scheduler_configs:
             fit_schedule_to_groups(config.scheduler)
@@ -241,6 +264,8 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Follow the schedule, and start the clock if this batch will be recorded."""
         schedule = self._follow_schedule(trainer, pl_module)
+        if self._best is not None:
+            self._best.follow(quantized=schedule.phase == "quantized", within_epoch=batch_idx > 0)
         # Batches whose gradients are accumulated see the same weights. In manual optimization nobody knows.
         accumulates = batch_idx > 0 and trainer.global_step == self._batch_step and pl_module.automatic_optimization
         self._reuse_levels(trainer, pl_module, forget=not accumulates)
@@ -282,6 +307,17 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
             update_ranges_(starting, _sum_over_ranks(trainer))
             settle_ranges_(starting)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find out which metrics a validation measures."""
+        if self._best is not None:
+            self._best.on_validation_start()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Likewise, and forget what was quantized."""
+        super().on_validation_end(trainer, pl_module)
+        if self._best is not None:
+            self._best.on_validation_end()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what the last full interval left out, and look at what has come out."""
         settle_ranges_(self._inputs)
@@ -306,8 +342,8 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of the model."""
-        self._free_checkpoints(trainer)
         self._release(pl_module)
+        self._free_checkpoints(trainer)
 
     # ---- records ----------------------------------------------------------------------------------------------------
 
@@ -373,21 +409,22 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the arguments, to compare with on resuming, and the overheads measured."""
-        return {"version": STATE_VERSION, "arguments": self._arguments(), "overheads": list(self._overheads)}
+        """Return the arguments, to compare with on resuming, the overheads measured, and what the best waits for."""
+        if self._best is not None:
+            self._unmeasured = sorted(self._best.unmeasured)
+        return {
+            "version": STATE_VERSION,
+            "arguments": self._arguments(),
+            "overheads": list(self._overheads),
+            "unmeasured": list(self._unmeasured),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare the arguments with those of the checkpoint; warn if they differ."""
-        if state_dict["version"] > STATE_VERSION:
-            raise ValueError(
-                f"the checkpoint holds version {state_dict['version']} of the state of {type(self).__name__}, this is "
-                f"version {STATE_VERSION}: install the lightning_balq that wrote it, or a newer one"
-            )
+        check_state(self.state_key, state_dict)
         self._overheads = deque(state_dict["overheads"], maxlen=OVERHEADS_KEPT)
-        saved, present = state_dict["arguments"], self._arguments()
-        changed = [
-            f"{key}: {saved.get(key)!r} -> {value!r}" for key, value in present.items() if saved.get(key) != value
-        ]
+        self._unmeasured = list(state_dict.get("unmeasured", []))
+        changed = changed_arguments(state_dict["arguments"], self._arguments())
         if changed:
             warnings.warn(
                 f"The checkpoint was written by {type(self).__name__} with other arguments, training goes on with the "
@@ -395,16 +432,27 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
                 stacklevel=2,
             )
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave in the state of learning-rate schedules what the float model has."""
+        states = checkpoint.get("lr_schedulers", [])
+        for index, (config, state) in enumerate(zip(trainer.lr_scheduler_configs, states, strict=False)):
+            first = first_learned_group(config.scheduler.optimizer)
+            if first is not None:
+                states[index] = trim_schedule(state, first)
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Note that the weights are those of a float model, if they are."""
-        if "lightning_balq" not in checkpoint:
+        if KEY not in checkpoint:
             self._trained_as_float = "its checkpoint is that of a float model"
+            self._unmeasured = [judge.monitor for judge in judges(trainer)]
         else:
             self._trained_as_float = ""
 
     def _arguments(self) -> dict[str, Any]:
         """Every argument that changes what is trained, as plain values that ``weights_only=True`` loads."""
-        silent = ("reuse_quantized", "non_finite", "record_every_n_steps", "verbose", "name")
+        silent = (
+            "best_when_quantized", "reuse_quantized", "non_finite", "record_every_n_steps", "verbose", "name",
+        )  # fmt: skip
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in silent}
         return {key: _plain(value) for key, value in values.items()}
 
@@ -426,6 +474,11 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
 
     def _release(self, pl_module: LightningModule) -> None:
         self._forget_levels()
+        if self._best is not None:
+            self._unmeasured = sorted(self._best.unmeasured)
+            self._best.release()
+            self._best = None
+        remove_load_check(pl_module, self.state_key)
         if self._schedule is not None:
             self._schedule.timer = None
         self._stop_search()

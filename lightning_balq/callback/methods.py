@@ -41,6 +41,11 @@ class BalancedQuantization(QuantizationCallback):
         quantize_first_last: also quantize the first and the last layer.
         start_step: optimizer steps to train in float first.
         blend_steps: optimizer steps over which the quantized network is blended in after that.
+        best_when_quantized: let ``ModelCheckpoint`` and ``EarlyStopping`` judge the quantized network only. While it
+            is float or blended in, checkpoints are saved, and ranked among themselves, but none is the best one, and
+            nothing stops early; then judging starts over. ``save_last``, and checkpoints that monitor nothing, are
+            left alone. Without ``start_step`` and ``blend_steps`` it only matters where training goes on from a
+            checkpoint of a float model.
         learned_lr_factor: factor of the learning rate of learned scales and ranges, > 0.
         reuse_quantized: quantize a weight once for all forwards between two of its changes. Turn it off if your code
             writes to ``parameter.data`` between batches whose gradients are accumulated: nothing shows such a change.

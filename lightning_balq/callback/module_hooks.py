@@ -22,16 +22,28 @@ def _is_users(pl_module: LightningModule, name: str) -> bool:
 
 
 def call_after(pl_module: LightningModule, name: str, action: Callable[[LightningModule], None]) -> None:
-    """Run ``action`` after the next call of the hook ``name``, once."""
-    pl_module.__dict__[name] = functools.partial(_hook_then_action, pl_module, name, action)
+    """Run ``action`` after the next call of the hook ``name``, once, and after the actions that wait already."""
+    present = pl_module.__dict__.get(name)
+    pl_module.__dict__[name] = functools.partial(_hook_then_action, pl_module, name, present, action)
 
 
 def _hook_then_action(
-    pl_module: LightningModule, name: str, action: Callable[[LightningModule], None], *args: Any, **kwargs: Any
+    pl_module: LightningModule,
+    name: str,
+    present: Callable[..., None] | None,
+    action: Callable[[LightningModule], None],
+    *args: Any,
+    **kwargs: Any,
 ) -> None:
-    del pl_module.__dict__[name]
+    _restore_hook(pl_module, name, present)
     getattr(pl_module, name)(*args, **kwargs)
     action(pl_module)
+
+
+def _restore_hook(pl_module: LightningModule, name: str, present: Callable[..., Any] | None) -> None:
+    del pl_module.__dict__[name]
+    if present is not None:
+        pl_module.__dict__[name] = present
 
 
 def configure_groups(
@@ -57,15 +69,14 @@ def _restore_configure_optimizers(pl_module: LightningModule) -> None:
     hook = pl_module.__dict__.get("configure_optimizers")
     if isinstance(hook, functools.partial) and hook.func is _configure:
         _, present, _, _ = hook.args
-        del pl_module.__dict__["configure_optimizers"]
-        if present is not None:
-            pl_module.__dict__["configure_optimizers"] = present
+        _restore_hook(pl_module, "configure_optimizers", present)
 
 
 def release(pl_module: LightningModule) -> None:
-    """Take away every hook that still waits."""
+    """Take away the hooks that still wait: one of each kind, so that every callback takes away its own."""
     for name in ("setup", "configure_model"):
         waiting = pl_module.__dict__.get(name)
         if isinstance(waiting, functools.partial) and waiting.func is _hook_then_action:
-            del pl_module.__dict__[name]
+            _, _, present, _ = waiting.args
+            _restore_hook(pl_module, name, present)
     _restore_configure_optimizers(pl_module)

@@ -142,10 +142,10 @@ class ActivationQuantizer:
         if not self.observing:
             return
         if self.range_mode == "observed":
-            self.range = state["range"].detach().clone()
+            self.range = state["range"].detach().to(torch.float32, copy=True)
         if self.sign == "auto":
             self.signed = state["signed"].detach().clone()
-        self.batches = state["batches"].detach().clone()
+        self.batches = state["batches"].detach().to(torch.float32, copy=True)
         self._move(self.range.device)
         self.pending.zero_()
         self.ready = bool(self.batches > 0)

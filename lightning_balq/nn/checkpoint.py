@@ -3,7 +3,7 @@
 Activation ranges, the state of the schedule and learned parameters travel in ``checkpoint["lightning_balq"]``;
 ``state_dict`` keeps the keys of the float model. The hooks sit on the module, where full and weights-only checkpoints
 both pass, and are found by name: any root module that has ``on_save_checkpoint`` and ``on_load_checkpoint``, as a
-LightningModule does.
+LightningModule does. Nothing is taken over from a checkpoint before all of it was checked (see ``saved_state.py``).
 """
 
 import functools
@@ -15,11 +15,23 @@ from torch import nn
 from lightning_balq.nn.finite import WEIGHTS, check_checkpoint
 from lightning_balq.nn.layers import clean_name, quantized_layers
 from lightning_balq.nn.learned import begin_parameters, beginning_parameters, learned_parameters
+from lightning_balq.nn.optimizer_state import check_optimizers, join_optimizers, split_optimizers
+from lightning_balq.nn.saved_state import (
+    check_inputs,
+    check_learned,
+    check_mapping,
+    check_names,
+    check_number,
+    check_version,
+)
 
 Hook: TypeAlias = Callable[[dict[str, Any]], None]
 
 KEY = "lightning_balq"
 VERSION = 1
+
+CHECKS = "_balq_load_checks"
+"""Key in the ``__dict__`` of a root of what else checks a checkpoint before the model takes anything from it."""
 
 
 def attach_checkpoint_hooks(model: nn.Module) -> None:
@@ -52,6 +64,7 @@ def save_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any
     names = {name for name, _, _ in learned_parameters(model)}
     if not names:
         return
+    checkpoint[KEY]["optimizers"] = split_optimizers(checkpoint)
     checkpoint[KEY]["learned"] = {}
     checkpoint[KEY]["beginning"] = beginning_parameters(model)
     for section in WEIGHTS:
@@ -66,14 +79,34 @@ def save_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any
 def load_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any]) -> None:
     """``on_load_checkpoint`` of ``model``: ours, then its own."""
     if KEY in checkpoint:
-        load_quantization_state(model, checkpoint[KEY])
-        begin_parameters(model, checkpoint[KEY].get("beginning", ()))
+        state = checkpoint[KEY]
+        check_quantization_state(model, state)
+    for check in model.__dict__.get(CHECKS, {}).values():
+        check(checkpoint)
+    if KEY in checkpoint:
+        load_quantization_state(model, state)
+        begin_parameters(model, state.get("beginning", ()))
         names = {name for name, _, _ in learned_parameters(model)}
-        for section, values in checkpoint[KEY].get("learned", {}).items():
-            if section in checkpoint:
+        for section, values in state.get("learned", {}).items():
+            if isinstance(checkpoint.get(section), dict):
                 known = {key: value for key, value in values.items() if clean_name(key) in names}
                 checkpoint[section] = checkpoint[section] | known
+        if names:
+            join_optimizers(checkpoint, state.get("optimizers", []))
     _own_hook(model, present, "on_load_checkpoint")(checkpoint)
+
+
+def add_load_check(model: nn.Module, name: str, check: Hook) -> None:
+    """Let ``check`` look at each checkpoint before ``model`` takes anything from it, until it is removed."""
+    model.__dict__.setdefault(CHECKS, {})[name] = check
+
+
+def remove_load_check(model: nn.Module, name: str) -> None:
+    """Undo :func:`add_load_check`; harmless if there is no such check."""
+    checks = model.__dict__.get(CHECKS, {})
+    checks.pop(name, None)
+    if not checks:
+        model.__dict__.pop(CHECKS, None)
 
 
 _HOOKS: dict[str, Callable[..., None]] = {"on_save_checkpoint": save_state, "on_load_checkpoint": load_state}
@@ -116,15 +149,30 @@ def load_quantization_state(model: nn.Module, state: dict[str, Any]) -> None:
     """Take over what :func:`quantization_state` returned; state of layers that are not quantized here is left out.
 
     Raises:
-        ValueError: if a newer version of this package wrote it.
+        ValueError: if a newer version of this package wrote it, or it is malformed. The model is then as it was.
     """
-    if state["version"] > VERSION:
-        raise ValueError(
-            f"the checkpoint holds version {state['version']} of the state of lightning_balq, this is version "
-            f"{VERSION}: install the lightning_balq that wrote it, or a newer one"
-        )
+    check_quantization_state(model, state)
     for name, _, quantizer in quantized_layers(model):
-        quantizer.schedule.set_blend(state["blend"])
+        quantizer.schedule.set_blend(float(state["blend"]))
         for key, value in state["inputs"].get(name, {}).items():
             if key in quantizer.inputs:
                 quantizer.inputs[key].load_state(value)
+
+
+def check_quantization_state(model: nn.Module, state: Any) -> None:
+    """Raise :class:`ValueError` if ``state`` is not what :func:`quantization_state` writes, for a model like this.
+
+    State of layers that are not quantized here passes, and of layers that the model does not have only if it says by
+    ``strict_loading = False``, as a LightningModule can, that it takes what fits.
+    """
+    check_mapping(KEY, state, ("version",))
+    check_version(f"{KEY}['version']", state["version"], VERSION, KEY)
+    check_mapping(KEY, state, ("version", "blend", "inputs"))
+    check_number(f"{KEY}['blend']", state["blend"], 0, 1)
+    strict = getattr(model, "strict_loading", True) is not False
+    layers = {clean_name(name) for name, _ in model.named_modules()} if strict else None
+    check_inputs(f"{KEY}['inputs']", state["inputs"], layers)
+    check_optimizers(f"{KEY}['optimizers']", state.get("optimizers", []))
+    check_names(f"{KEY}['beginning']", state.get("beginning", []))
+    present = {name: parameter for name, parameter, _ in learned_parameters(model)}
+    check_learned(f"{KEY}['learned']", state.get("learned", {}), WEIGHTS, present)

@@ -37,6 +37,9 @@ STATE = "_balq"
 RUNNING = "_balq_running"
 """Key in the ``__dict__`` of a layer while its forward is under way, in which its weights read as quantized."""
 
+LOG_SCALE = "balq_log_scale_"
+"""What the names of parameters begin with that hold the logarithm of a learned scale."""
+
 LAUNCH_BOUND = {"cuda"}
 """Types of devices on which quantizing all weights of a model together costs little more than quantizing one."""
 
@@ -218,8 +221,7 @@ class LayerQuantizer:
 
     def _input_name(self, name: str) -> str:
         """Name of the parameter that holds the learned range of an input, or the logarithm of its learned scale."""
-        held = "range" if self.inputs[name].range_mode == "pact" else "log_scale"
-        return f"balq_{held}_{name}"
+        return f"balq_range_{name}" if self.inputs[name].range_mode == "pact" else f"{LOG_SCALE}{name}"
 
     def _quantize_input(
         self, layer: nn.Module, name: str, quantizer: ActivationQuantizer, value: Tensor, observe: bool
@@ -238,7 +240,7 @@ class LayerQuantizer:
 
 def _scale_name(weight: str) -> str:
     """Name of the parameter that holds the logarithm of the learned scale of a weight."""
-    return f"balq_log_scale_{weight.replace('.', '_')}"
+    return f"{LOG_SCALE}{weight.replace('.', '_')}"
 
 
 def _kind(layer: nn.Module, quantizer: WeightQuantizer) -> Hashable:

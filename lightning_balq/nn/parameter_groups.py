@@ -133,23 +133,38 @@ def _options(group: Group, defaults: dict[str, Any], lr_factor: float, *, decay:
 def fit_state_to_groups(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
     """Add the groups of learned parameters to the state of an optimizer that had none: they begin without history.
 
+    Groups of other learned parameters than those of ``optimizer`` give way to them.
+
     Returns:
         The state to load; ``None`` leaves it as it is.
     """
     own = [group for group in optimizer.param_groups if MARK in group]
-    if not own or any(MARK in group for group in state["param_groups"]):
+    saved = [group for group in state["param_groups"] if MARK in group]
+    if [len(group["params"]) for group in own] == [len(group["params"]) for group in saved]:
         return None
+    if saved:
+        indices = {index for group in saved for index in group["params"]}
+        state = state | {
+            "state": {index: value for index, value in state["state"].items() if index not in indices},
+            "param_groups": [group for group in state["param_groups"] if MARK not in group],
+        }
     first = sum(len(group["params"]) for group in state["param_groups"])
     added = []
     for group in own:
-        indices = list(range(first, first + len(group["params"])))
-        first += len(indices)
-        begun = {key: value for key, value in group.items() if key != "params"} | {"params": indices}
+        members = list(range(first, first + len(group["params"])))
+        first += len(members)
+        begun = {key: value for key, value in group.items() if key != "params"} | {"params": members}
         for source in state["param_groups"][group[MARK] : group[MARK] + 1]:
             if source.get("initial_lr"):  # a schedule is under way
                 begun["lr"] = group["lr"] * (source["lr"] / source["initial_lr"])
         added.append(begun)
     return state | {"param_groups": [*state["param_groups"], *added]}
+
+
+def first_learned_group(optimizer: Optimizer) -> int | None:
+    """Index of the first group of learned parameters that ``optimizer`` was built with, if there is one."""
+    groups = optimizer.param_groups
+    return next((index for index, group in enumerate(groups) if MARK in group and FOLLOWS not in group), None)
 
 
 def fit_schedule_to_groups(schedule: Any) -> None:
@@ -159,5 +174,10 @@ def fit_schedule_to_groups(schedule: Any) -> None:
         rates = getattr(schedule, name, None)
         if isinstance(rates, list) and 0 < len(rates) < len(groups):
             rates += [group[option] for group in groups[len(rates) :] if MARK in group and FOLLOWS not in group]
+    for name in ("min_lrs", "max_lrs"):
+        rates = getattr(schedule, name, None)
+        if isinstance(rates, list) and 0 < len(rates) < len(groups):
+            added = [group for group in groups[len(rates) :] if MARK in group and FOLLOWS not in group]
+            rates += [rates[group[MARK]] for group in added]
     for part in getattr(schedule, "_schedulers", ()):
         fit_schedule_to_groups(part)

@@ -128,6 +128,23 @@ def plan(model: nn.Module, config: QuantizationConfig) -> Plan:
     return Plan(layers, sum(parameter.nbytes for parameter in rest.values()))
 
 
+def quantized_tensors(model: nn.Module, decided: Plan) -> dict[int, str]:
+    """Names of the parameters of ``model`` whose values ``decided`` quantizes, by their identities.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+        >>> list(quantized_tensors(model, plan(model, QuantizationConfig())).values())
+        ['1.weight']
+    """
+    modules = {clean_name(name): module for name, module in model.named_modules()}
+    return {
+        id(parameter): f"{layer.name}.{name}" if layer.name else name
+        for layer in decided.quantized
+        for name in layer.quantizers
+        for parameter in weight_sources(modules[layer.name], name)
+    }
+
+
 @dataclass(frozen=True)
 class _Candidate:
     name: str
