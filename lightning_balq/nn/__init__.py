@@ -5,8 +5,9 @@ Where a line belongs: ``quantizer``, ``activation`` and ``learned_activation`` s
 optimizer; ``config`` holds the options and ``plan`` chooses layers by them; ``swap`` changes classes, ``weights`` finds
 the weights of a layer, ``layers`` quantizes them, and ``forward`` runs the layer on them, with ``recurrent`` and
 ``cells``, whose hidden states are those of ``states``; ``quantize`` puts these together. ``checkpoint`` saves what
-``state_dict()`` cannot, ``optimizer_state`` keeps learned parameters apart in it, and ``saved_state`` checks it before it
-is loaded; ``finite`` finds NaN, ``monitor``, ``timing`` and ``pretrained`` look, ``report`` draws tables.
+``state_dict()`` cannot, ``optimizer_state`` keeps learned parameters apart in it, and ``saved_state`` checks it before
+it is loaded; ``finite`` finds NaN, ``float_reads`` weights that are read as float, ``monitor``, ``timing`` and
+``pretrained`` look, ``report`` draws tables.
 """
 
 from lightning_balq.nn.activation import ActivationQuantizer, settle_ranges_, update_ranges_
