@@ -394,6 +394,14 @@ def test_the_best_checkpoint_is_one_of_the_quantized_network(
     trainer.test(ckpt_path="best", dataloaders=Batches(), verbose=False)
 
 
+def test_two_callbacks_look_after_the_best_together_and_let_go_of_it(tmp_path: Path) -> None:
+    kept, stopping = keeper(tmp_path), EarlyStopping("score", patience=9)
+    pair = [fixed(include=[name], quantize_first_last=True, name=name, **LATE) for name in ("net.3", "net.7")]
+    fit(tmp_path, scored(), *pair, kept, stopping, max_epochs=4, enable_checkpointing=True)
+    assert steps(kept) == {"step=24": 0.4} and float(stopping.best_score) == pytest.approx(0.4)
+    assert not [name for callback in (kept, stopping) for name in vars(callback) if name.startswith("on_")]
+
+
 def test_turned_off_the_float_network_is_the_best(tmp_path: Path) -> None:
     kept = keeper(tmp_path)
     fit(tmp_path, scored(), fixed(best_when_quantized=False, **LATE), kept, max_epochs=6, enable_checkpointing=True)
