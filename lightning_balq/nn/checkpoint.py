@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from lightning_balq.nn.finite import WEIGHTS, check_checkpoint
-from lightning_balq.nn.layers import clean_name, quantized_layers
+from lightning_balq.nn.layers import STATE, clean_name, quantized_layers
 from lightning_balq.nn.learned import begin_parameters, beginning_parameters, learned_parameters
 from lightning_balq.nn.optimizer_state import check_optimizers, join_optimizers, split_optimizers
 from lightning_balq.nn.saved_state import (
@@ -61,7 +61,7 @@ def save_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any
     _own_hook(model, present, "on_save_checkpoint")(checkpoint)
     check_checkpoint(model, checkpoint)
     checkpoint[KEY] = quantization_state(model)
-    names = {name for name, _, _ in learned_parameters(model)}
+    names = _learned_keys(model)
     if not names:
         return
     checkpoint[KEY]["optimizers"] = split_optimizers(checkpoint)
@@ -86,7 +86,7 @@ def load_state(model: nn.Module, present: Hook | None, checkpoint: dict[str, Any
     if KEY in checkpoint:
         load_quantization_state(model, state)
         begin_parameters(model, state.get("beginning", ()))
-        names = {name for name, _, _ in learned_parameters(model)}
+        names = _learned_keys(model)
         for section, values in state.get("learned", {}).items():
             if isinstance(checkpoint.get(section), dict):
                 known = {key: value for key, value in values.items() if clean_name(key) in names}
@@ -107,6 +107,16 @@ def remove_load_check(model: nn.Module, name: str) -> None:
     checks.pop(name, None)
     if not checks:
         model.__dict__.pop(CHECKS, None)
+
+
+def _learned_keys(model: nn.Module) -> set[str]:
+    """Keys under which ``state_dict()`` holds what is learned: one for each name of a layer that has several."""
+    return {
+        clean_name(f"{path}.{name}" if path else name)
+        for path, layer in model.named_modules(remove_duplicate=False)
+        if STATE in layer.__dict__
+        for name in layer.__dict__[STATE].learned()
+    }
 
 
 _HOOKS: dict[str, Callable[..., None]] = {"on_save_checkpoint": save_state, "on_load_checkpoint": load_state}

@@ -168,6 +168,27 @@ def test_ranges_of_a_compiled_model_load_into_the_plain_one():
     assert_equal(states(target), states(source))
 
 
+class Shared(Net):
+    """A layer that has two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.again = self.a
+
+
+def test_what_a_layer_with_two_names_learns_is_kept_out_of_the_float_state_dict_under_both():
+    model, fresh = Shared(), Shared()
+    for one in (model, fresh):
+        quantize_(one, everything(LSQQuantizer(2), activation_bits=3, activation_range="pact"))
+    with torch.no_grad():
+        model.a.balq_range_input.fill_(7.0)
+    checkpoint = save(model)
+    Shared().load_state_dict(checkpoint["state_dict"], strict=True)
+    fresh.on_load_checkpoint(checkpoint)
+    fresh.load_state_dict(checkpoint["state_dict"], strict=True)
+    assert_equal(dict(fresh.state_dict()), dict(model.state_dict()))
+
+
 # --- Attaching and detaching -----------------------------------------------------------------------------------------
 
 
