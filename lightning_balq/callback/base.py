@@ -1,7 +1,7 @@
 """What the callbacks share: when a model is quantized, and when ranges, schedule and records are looked after."""
 
 import functools
-import math
+import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
@@ -113,7 +113,7 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
         factor = self.learned_lr_factor
         if isinstance(factor, bool) or not isinstance(factor, (int, float)):
             raise TypeError(f"`learned_lr_factor` must be a number, got {factor!r} of type {type(factor).__name__}")
-        if not 0 < factor < math.inf:
+        if not 0 < factor <= sys.float_info.max:
             raise ValueError(f"`learned_lr_factor` must be a positive number, got {factor}")
         for argument in ("best_when_quantized", "reuse_quantized"):
             if not isinstance(getattr(self, argument), bool):

@@ -4,7 +4,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from lightning_balq.callback.base import QuantizationCallback
-from lightning_balq.functional._checks import Center, Granularity, Scale
+from lightning_balq.functional._checks import SCALES, Center, Granularity, Scale, check_choice
 from lightning_balq.functional.lsq import Grid
 from lightning_balq.nn.quantizer import (
     BalancedQuantizer,
@@ -71,6 +71,7 @@ class BalancedQuantization(QuantizationCallback):
     granularity: Granularity = "per_tensor"
 
     def _quantizer(self) -> WeightQuantizer:
+        check_choice(self.scale, "scale", (*SCALES, "learned"))
         if self.scale == "learned":
             return LearnedBalancedQuantizer(self.weight_bits, self.granularity, self.center)
         return BalancedQuantizer(self.weight_bits, self.center, self.scale, self.granularity)

@@ -35,7 +35,7 @@ def check_bits(bits: int, name: str = "bits") -> int:
 
 def check_choice(value: str, name: str, choices: Collection[str]) -> None:
     """Raise :class:`ValueError` unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:  # an array would be compared element by element
         raise ValueError(f"`{name}` must be one of {sorted(choices)}, got {value!r}")
 
 

@@ -58,7 +58,7 @@ def lsq_scale(log_scale: Tensor) -> Tensor:
 
     The gradient of the parameter is :math:`\frac{1}{s}\,\partial L / \partial s`, so that a step of SGD along it
     changes the scale by what a step along :math:`\partial L / \partial s` would, to first order in the step; and a step
-    of Adam changes it in proportion to itself.
+    of Adam changes it in proportion to itself. The factor is at most about 1e19, so that the gradient stays finite.
 
     Source: Jain et al. 2020 (arXiv:1903.08066), section 3.3, for the logarithm; the factor of the gradient is ours.
 
@@ -76,7 +76,7 @@ def lsq_scale(log_scale: Tensor) -> Tensor:
     """
     limits = torch.finfo(torch.float32)
     scale = log_scale.detach().to(torch.float32).exp().clamp(limits.tiny, limits.max)
-    return scale + (log_scale - log_scale.detach()) / scale
+    return scale + (log_scale - log_scale.detach()) / scale.clamp(min=math.sqrt(limits.tiny))
 
 
 def lsq_initial_scale(
@@ -161,7 +161,7 @@ def lsq_fake_quantize(weight: Tensor, scale: Tensor, bits: int, *, grid: Grid = 
     """
     check_floating(weight, "weight")
     lowest, highest = lsq_bounds(bits, grid)
-    step = per_row(_scaled_gradient(_positive(scale), _factor(weight.numel() // scale.numel(), highest)), weight)
+    step = per_row(_scaled_gradient(_positive(scale), _factor(_sharing(weight, scale), highest)), weight)
     inside = (weight.to(torch.float32) / step).clamp(lowest, highest)
     # Exactly on the grid: the sum of a level and a difference that is zero.
     multiples = ((inside.detach() - lowest).round() + lowest) + (inside - inside.detach())
@@ -190,7 +190,7 @@ def scaled_fake_quantize(weight: Tensor, odd: Tensor, scale: Tensor, bits: int) 
         tensor([-0.7500,  0.2500])
     """
     check_bits(bits)
-    half = _scaled_gradient(_positive(scale), _factor(weight.numel() // scale.numel(), (2**bits - 1) / 2)) / 2
+    half = _scaled_gradient(_positive(scale), _factor(_sharing(weight, scale), (2**bits - 1) / 2)) / 2
     result: Tensor = _Scaled.apply(weight, odd, half)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return result
 
@@ -301,6 +301,11 @@ def _largest_multiple(bits: int, signed: Tensor) -> Tensor:
 
 def _positive(scale: Tensor) -> Tensor:
     return scale.to(torch.float32).abs().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _sharing(weight: Tensor, scale: Tensor) -> int:
+    """How many values share a scale."""
+    return weight.numel() // max(scale.numel(), 1)
 
 
 def _factor(values: int, highest: float) -> float:

@@ -5,6 +5,7 @@ import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torchmetrics import Metric
@@ -24,6 +25,9 @@ from lightning_balq.nn.weights import (
     weight_part,
     weight_sources,
 )
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of weights that can be quantized."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def plan(model: nn.Module, config: QuantizationConfig) -> Plan:
     shared: set[int] = set()
     layers = tuple(_layer_plan(layer, reasons[layer.name], config, shared) for layer in candidates)
     rest = {id(p): p for p in model.parameters() if id(p) not in shared and not is_lazy(p)}
-    return Plan(layers, sum(parameter.nbytes for parameter in rest.values()))
+    return Plan(layers, sum(map(_bytes, rest.values())))
 
 
 def quantized_tensors(model: nn.Module, decided: Plan) -> dict[int, str]:
@@ -225,6 +229,9 @@ def _reason(layer: _Candidate, config: QuantizationConfig, ends: dict[str, str])
         return _reason_by_pattern(layer, layer.weight_parts[0], config)
     if "forward" in layer.module.__dict__:
         return "its forward is replaced on the instance"
+    odd = _odd_weight(layer.module)
+    if odd:
+        return odd
     if isinstance(layer.module, nn.Embedding):
         if not any(map(layer.named_by, config.include)):
             return "embeddings only on request: include 'type:Embedding'"
@@ -233,6 +240,17 @@ def _reason(layer: _Candidate, config: QuantizationConfig, ends: dict[str, str])
     if config.quantize_first_last or layer.name in (*config.include, *config.weight_bits_by_layer):
         return ""
     return ends.get(layer.name, "")
+
+
+def _odd_weight(module: nn.Module) -> str:
+    """Why a weight can have no codes: it is sparse, complex, or codes of another method; empty if none is so."""
+    for name in weight_names(module):
+        weight = peek_weight(module, name)
+        if weight.dtype not in FLOATING:
+            return f"`{name}` is {str(weight.dtype).removeprefix('torch.')}"
+        if weight.layout != torch.strided:
+            return f"`{name}` is sparse"
+    return ""
 
 
 def _check_patterns(candidates: list[_Candidate], config: QuantizationConfig) -> None:
@@ -325,7 +343,7 @@ def _layer_plan(layer: _Candidate, reason: str, config: QuantizationConfig, shar
         activation_bits=None if reason or not input_names(module) else _activation_width(layer, "input", config),
         shapes=tuple(tuple(tensor.shape) for tensor in tensors.values()),
         weights=sum(tensor.numel() for tensor in own.values()),
-        float_bytes=sum(tensor.nbytes for tensor in own.values()),
+        float_bytes=sum(map(_bytes, own.values())),
         quantized_bytes=sum(_quantized_bytes(module, tensor, quantizers.get(name)) for name, tensor in own.items()),
         reason=reason,
         state_bits=None if reason or not state_names(module) else _activation_width(layer, "state", config),
@@ -333,10 +351,15 @@ def _layer_plan(layer: _Candidate, reason: str, config: QuantizationConfig, shar
     )
 
 
+def _bytes(tensor: Tensor) -> int:
+    """Bytes of all values of a tensor; of a sparse one, as if it were dense."""
+    return tensor.numel() * tensor.element_size()
+
+
 def _quantized_bytes(module: nn.Module, weight: Tensor, quantizer: WeightQuantizer | None) -> int:
     """Bytes of a weight as packed codes and scales; as it is without a quantizer."""
     if quantizer is None:
-        return weight.nbytes
+        return _bytes(weight)
     channels: int = getattr(module, "out_channels", weight.shape[0] if weight.dim() else 1)
     return (weight.numel() * quantizer.bits + 7) // 8 + 4 * quantizer.scales(channels)
 

@@ -36,7 +36,7 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
         What was decided for each layer.
 
     Raises:
-        TypeError: if ``model`` is not a module.
+        TypeError: if ``model`` is not a module, or ``config`` not a configuration.
         ValueError: if the options do not fit the model, a layer is quantized already in another way, or a weight is
             not finite. The model is then as it was.
 
@@ -50,6 +50,11 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     config = QuantizationConfig() if config is None else config
+    if not isinstance(config, QuantizationConfig):
+        raise TypeError(
+            f"`config` must be a QuantizationConfig or None, got {type(config).__name__}; weights quantized by q are "
+            "QuantizationConfig(q), and a callback goes to a Trainer"
+        )
     decided = plan(model, config)
     modules = {clean_name(name): module for name, module in model.named_modules()}
     schedule = next((state.schedule for _, _, state in quantized_layers(model)), Schedule())

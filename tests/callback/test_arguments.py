@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from lightning.pytorch.cli import LightningCLI
@@ -59,7 +60,9 @@ def test_bad_argument_is_refused_at_construction(
     ("arguments", "message"),
     [
         ({"center": "mode"}, r"`center` must be one of \['mean', 'median'\], got 'mode'"),
-        ({"scale": "min"}, r"`scale` must be one of \['least_squares', 'max', 'mean'\], got 'min'"),
+        ({"scale": "min"}, r"`scale` must be one of \['learned', 'least_squares', 'max', 'mean'\], got 'min'"),
+        ({"center": np.ones(2)}, r"`center` must be one of \['mean', 'median'\], got array"),
+        ({"scale": np.ones(2)}, r"`scale` must be one of .*, got array"),
         ({"granularity": "per_row"}, r"`granularity` must be one of \['per_channel', 'per_tensor'\], got 'per_row'"),
     ],
     ids=str,

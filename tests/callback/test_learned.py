@@ -281,7 +281,7 @@ def test_ranks_learn_alike_also_while_nothing_is_quantized_yet(tmp_path: Path) -
     assert_equal(first, second)
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize("value", [0, -1.0, 10**400, float("inf"), float("nan")], ids=lambda value: f"{value!r:.5}")
 def test_bad_factor_is_refused(value: float) -> None:
     with pytest.raises(ValueError, match="`learned_lr_factor` must be a positive number, got"):
         LSQQuantization(2, learned_lr_factor=value)

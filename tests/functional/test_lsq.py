@@ -88,6 +88,14 @@ def test_levels_are_exactly_multiples_of_the_scale():
     assert_equal(levels, (levels / 0.3).round() * torch.tensor(0.3))
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)], ids=str)
+def test_empty_weight_has_empty_levels(shape):
+    weight = torch.zeros(shape, requires_grad=True)
+    scale = torch.ones(shape[0], requires_grad=True)
+    assert lsq_fake_quantize(weight, scale, 2).shape == shape
+    assert scaled_fake_quantize(weight, torch.zeros(shape), scale, 2).shape == shape
+
+
 def test_codes_and_levels_go_together():
     weight, scale = randn(200), torch.tensor([0.37])
     for bits, grid in ((2, "integer"), (3, "symmetric")):
@@ -151,6 +159,12 @@ def test_a_step_of_adam_moves_the_scale_in_proportion_to_itself():
 def test_a_scale_is_positive_and_finite_whatever_its_logarithm():
     scale = lsq_scale(torch.tensor([-1e4, -200.0, 200.0, 1e4]))
     assert bool((scale > 0).all()) and bool(scale.isfinite().all())
+
+
+def test_gradient_of_the_smallest_scale_is_finite():
+    log_scale = torch.tensor([-1e4], requires_grad=True)
+    (1e6 * lsq_scale(log_scale)).sum().backward()
+    assert 0 < log_scale.grad.item() < math.inf
 
 
 # ---- fixed codes at a learned scale ----------------------------------------------------------------------------------

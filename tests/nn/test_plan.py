@@ -177,6 +177,24 @@ def test_embedding_that_renormalises_stays_float():
     assert found == {"0": "max_norm rewrites the table in every forward", "1": ""}
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda weight: weight.to(torch.int8), "`weight` is int8"),
+        (lambda weight: weight.to(torch.complex64), "`weight` is complex64"),
+        (lambda weight: weight.to(torch.float8_e4m3fn), "`weight` is float8_e4m3fn"),
+        (lambda weight: weight.to_sparse(), "`weight` is sparse"),
+    ],
+    ids=["codes", "complex", "8-bit float", "sparse"],
+)
+def test_weight_that_can_have_no_codes_stays_as_it_is(change, reason):
+    model = tiny_model()
+    model.hidden.weight = nn.Parameter(change(model.hidden.weight.detach()), requires_grad=False)
+    decided = plan(model, everything())
+    assert {layer.name: layer.reason for layer in decided.layers if layer.reason} == {"hidden": reason}
+    assert decided.layers[2].quantized_bytes == model.hidden.weight.numel() * model.hidden.weight.element_size()
+
+
 def test_attention_is_one_layer_and_its_out_proj_none_of_its_own():
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2, kdim=4, vdim=6))
     decided = plan(model, everything())

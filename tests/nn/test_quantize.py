@@ -376,6 +376,12 @@ def test_anything_but_a_module_is_refused(model):
         quantize_(model)
 
 
+@pytest.mark.parametrize("config", [2, {"weight_bits": 2}, BalancedQuantizer(2), QuantizationConfig], ids=str)
+def test_anything_but_a_configuration_is_refused(config):
+    with pytest.raises(TypeError, match="`config` must be a QuantizationConfig or None, got "):
+        quantize_(tiny_model(), config)
+
+
 def test_model_on_the_meta_device_can_be_quantized():
     with torch.device("meta"):
         model = tiny_model()
