@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
+
+# The same examples in every run; `--hypothesis-profile=random`, with `--hypothesis-seed=N` or without, draws others.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("random", derandomize=False)
+settings.load_profile("repeatable")
 
 # Doctests import what they are in, and these files import triton.
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["lightning_balq/kernels/cuda/*.py"]
