@@ -4,41 +4,66 @@
 
 PYTHON ?= python3
 ARGS =
-PIP_INSTALL = .venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
+VENV = .venv
+# Versions to install; empty for the newest ones that pyproject.toml admits: `make CONSTRAINTS= VENV=.venv-newest test`.
+CONSTRAINTS = constraints.txt
+BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help quickstart test test-all lint bench bench-compare clean
+.PHONY: help quickstart test test-all test-oldest pytest lint check coverage bench bench-compare clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
 
-quickstart: .venv/installed ## train a small quantized network
-	.venv/bin/python -m recipes.quickstart $(ARGS)
+quickstart: $(VENV)/installed ## train a small quantized network
+	$(BIN)/python -m recipes.quickstart $(ARGS)
 
-test: lint ## lint, then run the tests and the examples in docstrings
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+test: lint pytest ## lint, then run the tests and the examples in docstrings
 
 test-all: lint ## the same and what takes longer: soak, kills, the full fuzz run
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile -m "slow or not slow" $(ARGS)
+	$(PYTEST) -m "slow or not slow" $(ARGS)
 
-lint: .venv/installed ## check style, formatting and types
-	.venv/bin/ruff check
-	.venv/bin/ruff format --check
-	.venv/bin/mypy
+test-oldest: ## run the tests on the oldest supported torch and Lightning, which needs Python 3.10 to 3.12
+	$(MAKE) VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt pytest
 
-bench: .venv/installed ## measure speed and memory; ARGS=--quick for a first look
-	.venv/bin/python -m benchmarks $(ARGS)
+pytest: $(VENV)/installed
+	$(PYTEST) $(ARGS)
 
-bench-compare: .venv/installed ## tell whether anything became slower than its last record
-	.venv/bin/python -m benchmarks.compare $(ARGS)
+lint: $(VENV)/installed ## check style, formatting and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+check: $(VENV)/checks ## check licences and known vulnerabilities of what is installed; the latter needs the network
+	$(BIN)/python -m piplicenses
+	$(BIN)/python -m pip_audit --strict --requirement constraints.txt --no-deps --disable-pip --timeout 20 --progress-spinner off
+
+coverage: $(VENV)/checks ## run the tests, and say which branches of lightning_balq none of them takes
+	$(BIN)/python -m coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
+bench: $(VENV)/installed ## measure speed and memory; ARGS=--quick for a first look
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-compare: $(VENV)/installed ## tell whether anything became slower than its last record
+	$(BIN)/python -m benchmarks.compare $(ARGS)
 
 clean: ## remove .venv, builds and caches
-	rm -rf .venv build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest build dist .benchmarks .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Built without isolation, with a build backend installed before: an isolated build would not read constraints.txt.
-.venv/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 10) or sys.exit("lightning_balq needs Python 3.10 or newer, got %d.%d; name another: make PYTHON=python3.12" % v)'
-	@.venv/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP_INSTALL) hatchling
 	$(PIP_INSTALL) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# What no test needs is installed when it is asked for.
+$(VENV)/checks: $(VENV)/installed
+	$(PIP_INSTALL) --no-build-isolation --editable '.[check,dev]'
 	@touch $@
