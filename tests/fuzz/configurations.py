@@ -34,7 +34,7 @@ def weight_quantizers(draw: Any) -> Any:
     if kind == "uniform":
         return UniformQuantizer(draw(bits), draw(scales), draw(granularities))
     if kind == "dorefa":
-        return DoReFaQuantizer(draw(bits))
+        return DoReFaQuantizer(draw(bits), draw(granularities))
     if kind == "learned":
         return LearnedBalancedQuantizer(draw(bits), draw(granularities), draw(centers))
     grid = draw(grids)
@@ -137,9 +137,10 @@ def callbacks(draw: Any, model: nn.Module) -> tuple[str, dict[str, Any]]:
         arguments |= {"center": draw(centers), "scale": draw(scales | st.just("learned"))}
     if name == "UniformQuantization":
         arguments["scale"] = draw(scales)
-    if name != "DoReFaQuantization":
-        arguments["granularity"] = draw(granularities)
     arguments |= {
+        "granularity": draw(granularities),
+        "best_when_quantized": draw(st.booleans()),
+        "non_finite": draw(st.sampled_from(["error", "warn"])),
         "start_step": draw(st.integers(0, 2)),
         "blend_steps": draw(st.integers(0, 2)),
         "learned_lr_factor": draw(st.sampled_from([1, 0.1, 10.0])),
