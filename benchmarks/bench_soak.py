@@ -143,7 +143,7 @@ def growth(record: Record) -> int:
 def soak_table(records: Sequence[Record]) -> str:
     """The last record."""
     if not records:
-        return "Not measured yet: `python -m benchmarks.bench_soak`."
+        return "No records yet. Measure: `python -m benchmarks.bench_soak`."
     last = records[-1]
     rows = {
         "slowest block of steps against the first 100, in medians of the ratio to float": f"{slowest(last):.3f}",

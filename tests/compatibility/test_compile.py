@@ -228,14 +228,21 @@ def trained(root: Path, net: Callable[[], nn.Module]) -> Silent:
     return model.eval()
 
 
-@pytest.mark.parametrize("net", [tiny_net, Rows])
-@pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
+@pytest.mark.parametrize(
+    ("net", "strict"), [(tiny_net, False), (tiny_net, True), (Rows, False)], ids=["not strict", "strict", "recurrent"]
+)
 def test_an_exported_model_is_the_quantized_one(tmp_path: Path, net: Any, strict: bool) -> None:
     model = trained(tmp_path, net)
     program = torch.export.export(model.net, (randn(*IMAGES),), strict=strict)
     x = randn(*IMAGES, seed=1)
     assert_equal(program.module()(x), model(x))
     assert set(program.state_dict) == set(model.net.state_dict())
+
+
+def test_a_recurrent_layer_is_not_exported_strictly(tmp_path: Path) -> None:
+    model = trained(tmp_path, Rows)
+    with pytest.raises(Exception, match=r"QuantizedRecurrent.forward .*torch.compiler.disable"):
+        torch.export.export(model.net, (randn(*IMAGES),), strict=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
