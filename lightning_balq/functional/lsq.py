@@ -263,7 +263,8 @@ class _Scaled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, odd: Tensor, half: Tensor) -> Tensor:
         ctx.save_for_backward(odd, half)
-        return (odd * per_row(half, odd)).to(weight.dtype)
+        levels = odd * per_row(half, odd)
+        return levels.to(torch.float32).to(weight.dtype)  # float32 levels, as those of all quantizers, of float64 too
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor | None]:

@@ -40,6 +40,9 @@ RUNNING = "_balq_running"
 LOG_SCALE = "balq_log_scale_"
 """What the names of parameters begin with that hold the logarithm of a learned scale."""
 
+REASON = "_balq_float"
+"""Key in the ``__dict__`` of a layer that could be quantized and is not: why it stays float."""
+
 LAUNCH_BOUND = {"cuda"}
 """Types of devices on which quantizing all weights of a model together costs little more than quantizing one."""
 
@@ -107,8 +110,21 @@ class LayerQuantizer:
         """
         quantizer, weight = self.weights[name], swap_channels(layer, whole(peek_weight(layer, name)))
         if isinstance(quantizer, LearnedScaleQuantizer):
-            return quantizer.codes_at(weight, lsq_scale(getattr(layer, _scale_name(name))))
+            return quantizer.codes_at(weight, self.learned_scale(layer, name, weight))
         return quantizer.codes(weight)
+
+    def learned_scale(self, layer: nn.Module, name: str, rows: Tensor) -> Tensor:
+        """Learned scale of the weight called ``name``, at which the next forward quantizes it; float32."""
+        parameter, quantizer = _scale_name(name), self.weights[name]
+        log_scale: Tensor = getattr(layer, parameter)
+        if parameter in self.unset and isinstance(quantizer, LearnedScaleQuantizer):
+            log_scale = quantizer.begin(rows).to(log_scale.dtype)
+        return lsq_scale(log_scale.detach())
+
+    def learned_range(self, layer: nn.Module, name: str) -> Tensor:
+        """Parameter that holds the learned range of the input called ``name``, or the logarithm of its scale."""
+        parameter: Tensor = getattr(layer, self._input_name(name))
+        return parameter.detach()
 
     def learned(self) -> dict[str, str]:
         """Names of the parameters that quantizers learn, and of the weight or input that each belongs to."""

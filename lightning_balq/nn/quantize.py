@@ -1,5 +1,7 @@
 """Quantize the layers of a model in place, and undo it exactly."""
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from lightning_balq.nn.activation import ActivationQuantizer
@@ -8,7 +10,7 @@ from lightning_balq.nn.checkpoint import attach_checkpoint_hooks, detach_checkpo
 from lightning_balq.nn.config import QuantizationConfig
 from lightning_balq.nn.finite import check_layers
 from lightning_balq.nn.forward import SlowPathEncoder, SlowPathEncoderLayer, input_names, layer_mixin
-from lightning_balq.nn.layers import STATE, LayerQuantizer, clean_name, quantized_layers
+from lightning_balq.nn.layers import REASON, STATE, LayerQuantizer, clean_name, quantized_layers
 from lightning_balq.nn.learned import add_learned_parameters, check_learnable, note_zeros, remove_learned_parameters
 from lightning_balq.nn.learned_activation import LEARNED_RANGES, LearnedActivationQuantizer
 from lightning_balq.nn.plan import LayerPlan, Plan, plan
@@ -66,19 +68,29 @@ def quantize_(model: nn.Module, config: QuantizationConfig | None = None) -> Pla
     for name, quantizer in wanted.items():
         check_learnable(name, modules[name], quantizer)
     check_layers((name, modules[name], quantizer) for name, quantizer in wanted.items())
-    for name, quantizer in wanted.items():
-        layer = modules[name]
+    install_({modules[name]: quantizer for name, quantizer in wanted.items()})
+    adopt_(model, schedule, cache)
+    _note_reasons(modules, decided)
+    return decided
+
+
+def install_(quantizers: Mapping[nn.Module, LayerQuantizer]) -> None:
+    """Quantize layers as their new state says; those that are quantized already are left alone."""
+    for layer, quantizer in quantizers.items():
         if STATE not in layer.__dict__:
             swap_class(layer, layer_mixin(type(layer)))
             layer.__dict__[STATE] = quantizer
             note_zeros(layer, quantizer)
             add_learned_parameters(layer, quantizer)
+
+
+def adopt_(model: nn.Module, schedule: Schedule, cache: LevelCache) -> None:
+    """Make one model of its quantized layers: one schedule, one cache, and checkpoints that hold their state."""
     for _, layer, state in quantized_layers(model):
         state.schedule, state.cache = schedule, cache  # parts may have been quantized apart
         cache.watch(layer)
     _leave_fast_paths(model)
     attach_checkpoint_hooks(model)
-    return decided
 
 
 def learns(decided: Plan, config: QuantizationConfig) -> bool:
@@ -110,6 +122,7 @@ def unquantize_(model: nn.Module) -> None:
         state: LayerQuantizer | None = module.__dict__.pop(STATE, None)
         if state is not None:
             remove_learned_parameters(module, state)
+        module.__dict__.pop(REASON, None)
         if isinstance(module, Swapped):
             restore_class(module)
         detach_checkpoint_hooks(module)
@@ -127,6 +140,16 @@ def _layer_quantizer(
         for name in state_names(layer):
             inputs[name] = state_quantizer(layer, decided.state_bits, config.activation_range)
     return LayerQuantizer(dict(decided.quantizers), inputs, schedule, cache)
+
+
+def _note_reasons(modules: dict[str, nn.Module], decided: Plan) -> None:
+    """Leave a note at each layer why it stays float, for those who ask later."""
+    for layer in decided.layers:
+        entries = modules[layer.name].__dict__
+        if layer.reason and STATE not in entries:
+            entries[REASON] = layer.reason
+        else:
+            entries.pop(REASON, None)
 
 
 def _check_unquantized(modules: dict[str, nn.Module], wanted: dict[str, LayerQuantizer]) -> None:

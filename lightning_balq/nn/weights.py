@@ -33,9 +33,18 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 def swap_channels(layer: nn.Module, weight: Tensor) -> Tensor:
     """Bring the output channels of a transposed convolution to dim 0, (in, out/g, ..) to (out, in/g, ..), or back."""
-    if not isinstance(layer, _TRANSPOSED):
-        return weight
-    grouped = weight.reshape(layer.groups, -1, *weight.shape[1:])
+    groups = transposed_groups(layer)
+    return weight if groups is None else swap_grouped(weight, groups)
+
+
+def transposed_groups(layer: nn.Module) -> int | None:
+    """Groups of a transposed convolution, whose weights have output channels in dim 1; ``None`` for other layers."""
+    return layer.groups if isinstance(layer, _TRANSPOSED) else None
+
+
+def swap_grouped(weight: Tensor, groups: int) -> Tensor:
+    """:func:`swap_channels` for a transposed convolution of so many groups."""
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
     return grouped.transpose(1, 2).flatten(0, 1)
 
 
@@ -50,8 +59,9 @@ def from_channels(layer: nn.Module, weight: Tensor, levels: Tensor) -> Tensor:
 
 def arrangement(layer: nn.Module) -> Hashable:
     """What of a layer, beside its quantizer, decides about the levels of its weight."""
-    if isinstance(layer, _TRANSPOSED):
-        return ("transposed", layer.groups)
+    groups = transposed_groups(layer)
+    if groups is not None:
+        return ("transposed", groups)
     if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
         return ("padding", layer.padding_idx)
     return None  # so that a tied weight is quantized once

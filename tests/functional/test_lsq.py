@@ -181,7 +181,7 @@ def test_fixed_codes_get_the_scale_and_its_gradient(rows, dtype):
         lambda w, s: scaled_fake_quantize(w, odd, s, bits), weight, scale, upstream=upstream
     )
     assert levels.dtype == by_weight.dtype == dtype and by_scale.dtype == torch.float32
-    assert_equal(levels, (odd * (scale / 2).reshape(-1, 1)).to(dtype))
+    assert_equal(levels, (odd.float() * (scale / 2).reshape(-1, 1)).to(dtype))
     assert_equal(by_weight, upstream)
     products = (upstream * odd / 2).double().reshape(rows, -1).sum(1)
     expected = (products / np.sqrt(200 // rows * 3.5)).float()
