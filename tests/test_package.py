@@ -16,7 +16,7 @@ import lightning_balq
 
 PACKAGE = Path(lightning_balq.__file__).parent
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
-OPTIONAL = {"datasets", "jsonargparse", "matplotlib", "pandas", "pytest", "scipy", "sklearn"}
+OPTIONAL = {"datasets", "jsonargparse", "matplotlib", "pandas", "pytest", "safetensors", "scipy", "sklearn"}
 
 
 def test_version_is_the_version_in_the_metadata():
@@ -55,9 +55,19 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - before}, torch.cud
                 "torchmetrics",
             },
         ),
+        (
+            "export",
+            {
+                "lightning_balq.__version__",
+                "lightning_balq.export",
+                "lightning_balq.functional",
+                "lightning_balq.nn",
+                "torch",
+            },
+        ),
         (".", {"lightning", "lightning_balq", "rich", "torch", "torchmetrics", "triton"}),
     ],
-    ids=["functional", "kernels", "nn", "package"],
+    ids=["functional", "kernels", "nn", "export", "package"],
 )
 def test_layer_imports_only_dependencies_and_what_lies_below_it(layer, allowed):
     sources = sorted((PACKAGE / layer).rglob("*.py"))
