@@ -19,9 +19,9 @@ from lightning_balq.export.description import (
 from lightning_balq.export.fit import fit_odd_grid
 from lightning_balq.export.stored import StoredWeight
 from lightning_balq.nn.activation import ActivationQuantizer
+from lightning_balq.nn.finite import check_layers
 from lightning_balq.nn.layers import REASON, STATE, LayerQuantizer, clean_name, quantized_layers
 from lightning_balq.nn.learned_activation import LearnedActivationQuantizer
-from lightning_balq.nn.quantize import check_finite
 from lightning_balq.nn.quantizer import (
     DoReFaQuantizer,
     LearnedBalancedQuantizer,
@@ -173,7 +173,7 @@ def _check_ready(model: nn.Module, quantized: list[tuple[str, nn.Module, LayerQu
                 f"the network is not quantized yet, {share}: expected one that has trained past `start_step` and "
                 "`blend_steps`; train on, or lower them"
             )
-    check_finite(model)
+    check_layers(quantized)
 
 
 @contextmanager
@@ -252,7 +252,7 @@ def _codes(
             return ((odd + largest) / 2).to(torch.uint8), (step / 2).cpu(), "odd"
     levels = quantizer.levels(values).detach().cpu().to(torch.float32)
     if isinstance(quantizer, DoReFaQuantizer) and quantizer.bits > 1:
-        return ((levels * largest + largest) / 2).round().to(torch.uint8), torch.ones(1), "unit"
+        return ((levels * largest + largest) / 2).round().to(torch.uint8), torch.ones(1, dtype=torch.float32), "unit"
     count = quantizer.scales(len(rows) if rows.dim() else 1)
     flat = levels.reshape(count, -1) if levels.numel() else levels.reshape(count, 0)
     codes, scale = fit_odd_grid(flat, quantizer.codes(rows).cpu().reshape(flat.shape), quantizer.bits)

@@ -53,12 +53,12 @@ def _scale(levels: Tensor, codes: Tensor, bits: int) -> Tensor:
     power = torch.where(present, odd.double().square(), 0.0).sum(dim=1)
     candidate = ((wide * odd.double()).sum(dim=1) / power).clamp(min=0).to(torch.float32)
     for _ in range(_NEIGHBOURS):
-        candidate = candidate.nextafter(torch.zeros(()))
+        candidate = candidate.nextafter(torch.zeros_like(candidate))
     scale = torch.full_like(candidate, torch.nan)
     for _ in range(2 * _NEIGHBOURS + 1):
         exact = ((odd * candidate[:, None] == table) | ~present).all(dim=1)
         scale = torch.where(scale.isnan() & exact, candidate, scale)
-        candidate = candidate.nextafter(torch.full((), torch.inf))
+        candidate = candidate.nextafter(torch.full_like(candidate, torch.inf))
     if bool(scale.isnan().any()):
         row = int(scale.isnan().nonzero()[0])
         raise ValueError(f"the levels of row {row} are not multiples `2c - {2**bits - 1}` of one scale")

