@@ -20,7 +20,7 @@ from lightning_balq.export.fit import fit_odd_grid
 from lightning_balq.export.stored import StoredWeight
 from lightning_balq.nn.activation import ActivationQuantizer
 from lightning_balq.nn.finite import check_layers
-from lightning_balq.nn.layers import REASON, STATE, LayerQuantizer, clean_name, quantized_layers
+from lightning_balq.nn.layers import STATE, LayerQuantizer, clean_name, quantized_layers
 from lightning_balq.nn.learned_activation import LearnedActivationQuantizer
 from lightning_balq.nn.quantizer import (
     DoReFaQuantizer,
@@ -29,6 +29,7 @@ from lightning_balq.nn.quantizer import (
     LSQQuantizer,
     WeightQuantizer,
 )
+from lightning_balq.nn.saved_layers import float_reasons
 from lightning_balq.nn.swap import original_class
 from lightning_balq.nn.weights import arrangement, owner_of, peek_weight, swap_channels, transposed_groups
 
@@ -80,7 +81,7 @@ def describe(model: nn.Module) -> Description:
             "no training batch has shown the ranges of the activations yet: train the model, or run batches through it "
             "in training mode and call `update_ranges_(activation_quantizers(model))` of lightning_balq.nn"
         )
-    return Description(layers, _copies(other_tensors(model, layers)), reasons(model))
+    return Description(layers, _copies(other_tensors(model, layers)), float_reasons(model))
 
 
 def type_name(layer: nn.Module) -> str:
@@ -120,11 +121,6 @@ def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             made[place] = value.detach().clone(memory_format=torch.contiguous_format).cpu()
         copies[key] = made[place]
     return copies
-
-
-def reasons(model: nn.Module) -> dict[str, str]:
-    """Why layers of ``model`` that could be quantized stay float."""
-    return {clean_name(name): m.__dict__[REASON] for name, m in model.named_modules() if REASON in m.__dict__}
 
 
 def _own_keys(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> set[str]:

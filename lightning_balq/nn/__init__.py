@@ -5,8 +5,9 @@ Where a line belongs: ``quantizer``, ``activation`` and ``learned_activation`` s
 optimizer; ``config`` holds the options and ``plan`` chooses layers by them; ``swap`` changes classes, ``weights`` finds
 the weights of a layer, ``layers`` quantizes them, and ``forward`` runs the layer on them, with ``recurrent`` and
 ``cells``, whose hidden states are those of ``states``; ``quantize`` puts these together. ``checkpoint`` saves what
-``state_dict()`` cannot, ``optimizer_state`` keeps learned parameters apart in it, and ``saved_state`` checks it before
-it is loaded; ``finite`` finds NaN, ``float_reads`` weights that are read as float, ``monitor``, ``timing`` and
+``state_dict()`` cannot, with how layers are quantized in the words of ``saved_layers``, ``optimizer_state`` keeps
+learned parameters apart in it, ``saved_state`` checks it before it is loaded, and ``restore`` makes a float model of that
+the quantized one; ``finite`` finds NaN, ``float_reads`` weights that are read as float, ``monitor``, ``timing`` and
 ``pretrained`` look, ``report`` draws tables.
 """
 
@@ -29,6 +30,7 @@ from lightning_balq.nn.quantizer import (
     UniformQuantizer,
     WeightQuantizer,
 )
+from lightning_balq.nn.restore import restore_
 
 __all__ = [
     "ActivationQuantizer",
@@ -53,6 +55,7 @@ __all__ = [
     "quantize_",
     "quantized_layers",
     "restart_learning",
+    "restore_",
     "separate_groups",
     "settle_ranges_",
     "unquantize_",

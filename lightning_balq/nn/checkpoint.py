@@ -1,9 +1,10 @@
 """Carry what a float model has no place for inside its checkpoints, so that these stay checkpoints of the float model.
 
-Activation ranges, the state of the schedule and learned parameters travel in ``checkpoint["lightning_balq"]``;
-``state_dict`` keeps the keys of the float model. The hooks sit on the module, where full and weights-only checkpoints
-both pass, and are found by name: any root module that has ``on_save_checkpoint`` and ``on_load_checkpoint``, as a
-LightningModule does. Nothing is taken over from a checkpoint before all of it was checked (see ``saved_state.py``).
+Activation ranges, the state of the schedule, learned parameters, and how each layer is quantized travel in
+``checkpoint["lightning_balq"]``; ``state_dict`` keeps the keys of the float model. The hooks sit on the module, where
+full and weights-only checkpoints both pass, and are found by name: any root module that has ``on_save_checkpoint`` and
+``on_load_checkpoint``, as a LightningModule does. Nothing is taken over from a checkpoint before all of it was checked
+(see ``saved_state.py``).
 """
 
 import functools
@@ -16,6 +17,7 @@ from lightning_balq.nn.finite import WEIGHTS, check_checkpoint
 from lightning_balq.nn.layers import STATE, clean_name, quantized_layers
 from lightning_balq.nn.learned import begin_parameters, beginning_parameters, learned_parameters
 from lightning_balq.nn.optimizer_state import check_optimizers, join_optimizers, split_optimizers
+from lightning_balq.nn.saved_layers import float_reasons, layer_states
 from lightning_balq.nn.saved_state import (
     check_inputs,
     check_learned,
@@ -141,6 +143,8 @@ def quantization_state(model: nn.Module) -> dict[str, Any]:
         >>> _ = quantize_(model, QuantizationConfig(activation_bits=2))
         >>> sorted(quantization_state(model)["inputs"]["1"]["input"])
         ['batches', 'range', 'signed']
+        >>> quantization_state(model)["float"]
+        {'0': 'first layer', '2': 'last layer'}
     """
     quantizers = {name: quantizer for name, _, quantizer in quantized_layers(model)}
     inputs = {
@@ -152,6 +156,8 @@ def quantization_state(model: nn.Module) -> dict[str, Any]:
         "version": VERSION,
         "blend": blend,
         "inputs": {name: value for name, value in inputs.items() if value},
+        "layers": layer_states(model),
+        "float": float_reasons(model),
     }
 
 
