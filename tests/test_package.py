@@ -65,7 +65,7 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - before}, torch.cud
                 "torch",
             },
         ),
-        (".", {"lightning", "lightning_balq", "rich", "torch", "torchmetrics", "triton"}),
+        (".", {"lightning", "lightning_balq", "numpy", "rich", "torch", "torchmetrics", "triton"}),
     ],
     ids=["functional", "kernels", "nn", "export", "package"],
 )

@@ -1,0 +1,180 @@
+"""What a checkpoint or a packed file holds, layer by layer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightning_balq.export.bits import packed_size
+from lightning_balq.export.description import Description, QuantizedWeight, join
+from lightning_balq.functional import code_histogram, effective_bitwidth
+from lightning_balq.functional.lsq import lsq_scale
+from lightning_balq.nn import WeightQuantizer
+from lightning_balq.nn.checkpoint import KEY, check_version
+from lightning_balq.nn.layers import clean_name
+from lightning_balq.nn.quantizer import LearnedScaleQuantizer
+from lightning_balq.nn.saved import build_quantizer
+from lightning_balq.nn.weights import swap_grouped
+
+
+@dataclass(frozen=True)
+class WeightSummary:
+    """One quantized weight.
+
+    Attributes:
+        name: key in the ``state_dict()``.
+        type: class of its layer.
+        bits: width of its codes.
+        activation_bits: widths of the inputs of the layer, by their names.
+        method: what chooses the codes.
+        shape: of the weight; ``None`` where a file does not say.
+        weights: how many values it has; 0 if they are another weight's.
+        bytes: of its codes and scales.
+        effective_bitwidth: entropy of its codes in bits; ``None`` if not known.
+    """
+
+    name: str
+    type: str
+    bits: int
+    activation_bits: dict[str, int]
+    method: str
+    shape: list[int] | None
+    weights: int
+    bytes: int
+    effective_bitwidth: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A quantized model.
+
+    Attributes:
+        kind: ``"packed"`` or ``"checkpoint"``.
+        weights: those that are quantized.
+        float_layers: why other layers stay float, by their names.
+        other_bytes: bytes of all other parameters and buffers.
+        blend: share of the network that is quantized, 1 unless training stopped on the way there.
+    """
+
+    kind: str
+    weights: list[WeightSummary]
+    float_layers: dict[str, str]
+    other_bytes: int
+    blend: float = 1.0
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the packed model."""
+        return self.other_bytes + sum(weight.bytes for weight in self.weights)
+
+    @property
+    def effective_bitwidth(self) -> float | None:
+        """Mean over all weights whose own is known."""
+        known = [weight for weight in self.weights if weight.effective_bitwidth is not None and weight.weights]
+        count = sum(weight.weights for weight in known)
+        total = sum(weight.weights * (weight.effective_bitwidth or 0.0) for weight in known)
+        return total / count if count else None
+
+
+def of_description(description: Description, kind: str) -> Summary:
+    """Summarize what a packed file holds, or a model."""
+    seen: set[int] = set()
+    weights = []
+    for name, layer in description.layers.items():
+        inputs = {key: given.bits for key, given in layer.inputs.items()}
+        for key, weight in layer.weights.items():
+            weights.append(_of_weight(join(name, key), layer.type, inputs, weight, again=id(weight) in seen))
+            seen.add(id(weight))
+    others = {id(tensor): tensor.nbytes for tensor in description.tensors.values()}
+    return Summary(kind, weights, dict(description.reasons), sum(others.values()))
+
+
+def _of_weight(name: str, type_: str, inputs: dict[str, int], weight: QuantizedWeight, *, again: bool) -> WeightSummary:
+    extra = packed_size(weight.codes.numel(), 1) if weight.kept is not None else 0
+    extra += weight.padding.nbytes if weight.padding is not None else 0
+    return WeightSummary(
+        name,
+        type_,
+        weight.bits,
+        inputs,
+        weight.method,
+        list(weight.shape),
+        0 if again else weight.codes.numel(),
+        0 if again else weight.code_bytes + weight.scale.nbytes + extra,
+        _entropy(weight.codes, weight.bits),
+    )
+
+
+def of_checkpoint(checkpoint: Mapping[str, Any]) -> Summary:
+    """Summarize what a checkpoint says of itself, without its model.
+
+    Raises:
+        ValueError: if it is that of a float model, or does not say how its layers are quantized.
+    """
+    saved = checkpoint.get(KEY)
+    if not isinstance(saved, dict):
+        raise ValueError("the checkpoint is that of a float model: it holds no state of lightning_balq")
+    check_version(saved)
+    layers = saved.get("layers")
+    if not isinstance(layers, dict) or not layers:
+        raise ValueError("the checkpoint does not say how its layers are quantized, as one of an older lightning_balq")
+    tensors = {clean_name(key): value for key, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)}
+    learned = saved.get("learned", {}).get("state_dict", {})
+    weights = []
+    for name, layer in layers.items():
+        weights += _of_saved_layer(name, layer, tensors, learned)
+    own = {weight.name for weight in weights}
+    others = sum(tensor.nbytes for key, tensor in tensors.items() if key not in own)
+    reasons = {str(name): str(reason) for name, reason in saved.get("float", {}).items()}
+    return Summary("checkpoint", weights, reasons, others, float(saved.get("blend", 1.0)))
+
+
+def _of_saved_layer(
+    name: str, layer: Mapping[str, Any], tensors: Mapping[str, Tensor], learned: Mapping[str, Tensor]
+) -> list[WeightSummary]:
+    try:
+        return _of_sound_layer(name, layer, tensors, learned)
+    except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"what the checkpoint says of layer {name!r} cannot be understood: {error}") from error
+
+
+def _of_sound_layer(
+    name: str, layer: Mapping[str, Any], tensors: Mapping[str, Tensor], learned: Mapping[str, Tensor]
+) -> list[WeightSummary]:
+    inputs = {key: int(given["bits"]) for key, given in layer["inputs"].items()}
+    found = []
+    for key, state in layer["weights"].items():
+        quantizer, place = build_quantizer(state), join(name, key)
+        weight = tensors.get(place)  # absent if it is parametrized or pruned: only the model can put it together
+        size = 0
+        if weight is not None:
+            channels = weight.shape[0] if weight.dim() else 1
+            size = packed_size(weight.numel(), quantizer.bits) + 4 * quantizer.scales(channels)
+        scale = learned.get(join(name, f"balq_log_scale_{key.replace('.', '_')}"))
+        entropy = None if weight is None else _entropy_of(weight, quantizer, layer.get("groups"), scale)
+        found.append(
+            WeightSummary(
+                place,
+                str(layer["type"]),
+                quantizer.bits,
+                inputs,
+                str(quantizer),
+                None if weight is None else list(weight.shape),
+                0 if weight is None else weight.numel(),
+                size,
+                entropy,
+            )
+        )
+    return found
+
+
+def _entropy_of(weight: Tensor, quantizer: WeightQuantizer, groups: int | None, scale: Tensor | None) -> float | None:
+    rows = weight if groups is None else swap_grouped(weight, groups)
+    if isinstance(quantizer, LearnedScaleQuantizer):
+        return None if scale is None else _entropy(quantizer.codes_at(rows, lsq_scale(scale)), quantizer.bits)
+    return _entropy(quantizer.codes(rows), quantizer.bits)
+
+
+def _entropy(codes: Tensor, bits: int) -> float | None:
+    return float(effective_bitwidth(code_histogram(codes, bits))) if codes.numel() else None
