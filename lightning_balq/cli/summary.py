@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_balq.export.bits import packed_size
@@ -102,8 +103,19 @@ def _of_weight(name: str, type_: str, inputs: dict[str, int], weight: QuantizedW
         list(weight.shape),
         0 if again else weight.codes.numel(),
         0 if again else weight.code_bytes + weight.scale.nbytes + extra,
-        _entropy(weight.codes, weight.bits),
+        _entropy(weight.codes[_on_grid(weight)], weight.bits),
     )
+
+
+def _on_grid(weight: QuantizedWeight) -> Tensor:
+    """True where a value, output channels in dim 0, has the level of its code: it is neither pruned nor padding."""
+    if weight.padding_row is not None:
+        kept = torch.ones(weight.codes.shape, dtype=torch.bool) if weight.kept is None else weight.kept.clone()
+        kept[weight.padding_row] = False
+        return kept
+    if weight.kept is None:
+        return torch.ones(weight.codes.shape, dtype=torch.bool)
+    return weight.kept if weight.groups is None else swap_grouped(weight.kept, weight.groups)
 
 
 def of_checkpoint(checkpoint: Mapping[str, Any]) -> Summary:
@@ -172,8 +184,13 @@ def _of_sound_layer(
 def _entropy_of(weight: Tensor, quantizer: WeightQuantizer, groups: int | None, scale: Tensor | None) -> float | None:
     rows = weight if groups is None else swap_grouped(weight, groups)
     if isinstance(quantizer, LearnedScaleQuantizer):
-        return None if scale is None else _entropy(quantizer.codes_at(rows, lsq_scale(scale)), quantizer.bits)
-    return _entropy(quantizer.codes(rows), quantizer.bits)
+        if scale is None:
+            return None
+        codes = quantizer.codes_at(rows, lsq_scale(scale))
+    else:
+        codes = quantizer.codes(rows)
+    zero = rows == 0  # pruned, or padding, unless all is
+    return _entropy(codes if bool(zero.all()) else codes[~zero], quantizer.bits)
 
 
 def _entropy(codes: Tensor, bits: int) -> float | None:

@@ -31,7 +31,7 @@ from lightning_balq.nn.quantizer import (
 )
 from lightning_balq.nn.saved_layers import float_reasons
 from lightning_balq.nn.swap import original_class
-from lightning_balq.nn.weights import arrangement, owner_of, peek_weight, swap_channels, transposed_groups
+from lightning_balq.nn.weights import arrangement, owner_of, peek_weight, pruning_mask, swap_channels, transposed_groups
 
 
 @torch.no_grad()
@@ -191,7 +191,7 @@ def _describe_weight(
     quantizer = state.weights[key]
     owner, attribute = owner_of(layer, key)
     parameter = owner._parameters.get(attribute)
-    shared = (id(parameter), quantizer, arrangement(layer))
+    shared = (id(parameter), quantizer, arrangement(layer), key in state.pruned)
     if parameter is not None and shared in seen:
         return seen[shared]
     used = state.quantize_weight(layer, key).detach().cpu()
@@ -217,9 +217,12 @@ def _from_quantizer(layer: nn.Module, state: LayerQuantizer, key: str, quantizer
     weight = peek_weight(layer, key)
     rows = swap_channels(layer, weight)
     codes, scale, grid = _codes(layer, state, key, quantizer, rows)
+    codes, kept = codes.reshape(rows.shape), _kept(layer, state, key, weight)
+    if kept is not None and pruning_mask(layer, key) is None:
+        codes = _with_signs_of_zeros(codes, quantizer.bits, rows.detach().cpu(), quantizer)
     padding_row = layer.padding_idx if isinstance(layer, nn.Embedding) else None
     return QuantizedWeight(
-        codes.reshape(rows.shape),
+        codes,
         scale,
         quantizer.bits,
         grid,
@@ -228,7 +231,7 @@ def _from_quantizer(layer: nn.Module, state: LayerQuantizer, key: str, quantizer
         groups=transposed_groups(layer),
         padding_row=padding_row,
         padding=None if padding_row is None else weight[padding_row].detach().cpu().clone(),
-        kept=_kept(layer, key),
+        kept=kept,
     )
 
 
@@ -255,15 +258,20 @@ def _codes(
     return codes, scale, "odd"
 
 
-def _kept(layer: nn.Module, key: str) -> Tensor | None:
-    """False where pruning set the weight to zero; ``None`` if it is not pruned."""
-    owner, attribute = owner_of(layer, key)
-    mask = owner._buffers.get(f"{attribute}_mask")
+def _kept(layer: nn.Module, state: LayerQuantizer, key: str, weight: Tensor) -> Tensor | None:
+    """False where the weight is pruned, and so zero; ``None`` if it is not."""
+    mask = pruning_mask(layer, key)
     if mask is None:
-        return None
+        return (weight != 0).detach().cpu() if key in state.pruned else None
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError("its pruning mask holds values other than 0 and 1")
     return mask.bool().cpu()
+
+
+def _with_signs_of_zeros(codes: Tensor, bits: int, rows: Tensor, quantizer: WeightQuantizer) -> Tensor:
+    """Let codes of zeros stand for levels of the sign that the zeros have in the forward: that of -0 is kept."""
+    negative = rows.signbit() & isinstance(quantizer, LearnedScaleQuantizer)  # other quantizers make them positive
+    return torch.where(rows != 0, codes, torch.where(negative, 0, 2**bits - 1).to(torch.uint8))
 
 
 def _describe_input(name: str, layer: nn.Module, state: LayerQuantizer, key: str) -> QuantizedInput:

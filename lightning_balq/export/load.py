@@ -70,6 +70,8 @@ def apply_(description: Description, model: nn.Module) -> None:
             inputs = {key: input_quantizer(given) for key, given in layer.inputs.items()}
             wanted[modules[name]] = LayerQuantizer(dict(quantizers), inputs, schedule, cache)
         install_(wanted)
+    for quantizer in wanted.values():
+        quantizer.pruned = ()  # zeros are among the levels already
     for name, reason in description.reasons.items():
         if name in modules:
             modules[name].__dict__[REASON] = reason

@@ -107,6 +107,18 @@ def test_pruned_weights_are_zero():
     assert torch.equal(weight.levels() == 0, ~weight.kept)
 
 
+@pytest.mark.parametrize("method", QUANTIZERS)
+def test_zeros_without_a_mask_are_zero(method):
+    model, _ = build("pruned for good")
+    with torch.no_grad():
+        model[0].weight[0, :3] = -0.0
+    quantize_(model, everything(QUANTIZERS[method](3)))
+    assert_describes(model)
+    weight = describe(model).layers["0"].weights["weight"]
+    assert torch.equal(weight.kept, model[0].weight != 0)
+    assert describe(model).layers["2"].weights["weight"].kept is None
+
+
 def test_mask_that_is_no_mask_is_refused():
     model, _ = quantized("pruned", BalancedQuantizer(2))
     model[0].weight_mask[0, 0] = 0.5

@@ -76,6 +76,13 @@ def pruned():
     return model
 
 
+def pruned_for_good():
+    """Zeros without a mask, as ModelPruning leaves them."""
+    model = pruned()
+    prune.remove(model[0], "weight")
+    return model
+
+
 def parametrized(wrap):
     model = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 3))
     wrap(model[0])
@@ -111,6 +118,7 @@ MODELS = {
     "tied": (Tied, [TOKENS]),
     "twice": (Twice, [randn(3, 6)]),
     "pruned": (pruned, [randn(3, 6)]),
+    "pruned for good": (pruned_for_good, [randn(3, 6)]),
     "weight norm": (lambda: parametrized(parametrizations.weight_norm), [randn(3, 6)]),
     "spectral norm": (lambda: parametrized(parametrizations.spectral_norm), [randn(3, 6)]),
     "legacy weight norm": (lambda: parametrized(nn.utils.weight_norm), [randn(3, 6)]),
