@@ -12,10 +12,11 @@ from lightning_balq.export.description import Description, QuantizedWeight, join
 from lightning_balq.functional import code_histogram, effective_bitwidth
 from lightning_balq.functional.lsq import lsq_scale
 from lightning_balq.nn import WeightQuantizer
-from lightning_balq.nn.checkpoint import KEY, check_version
-from lightning_balq.nn.layers import clean_name
+from lightning_balq.nn.checkpoint import KEY, VERSION
+from lightning_balq.nn.layers import LOG_SCALE, clean_name
 from lightning_balq.nn.quantizer import LearnedScaleQuantizer
-from lightning_balq.nn.saved import build_quantizer
+from lightning_balq.nn.saved_layers import build_quantizer
+from lightning_balq.nn.saved_state import check_mapping, check_number, check_version
 from lightning_balq.nn.weights import swap_grouped
 
 
@@ -125,21 +126,22 @@ def of_checkpoint(checkpoint: Mapping[str, Any]) -> Summary:
         ValueError: if it is that of a float model, or does not say how its layers are quantized.
     """
     saved = checkpoint.get(KEY)
-    if not isinstance(saved, dict):
+    if saved is None:
         raise ValueError("the checkpoint is that of a float model: it holds no state of lightning_balq")
-    check_version(saved)
-    layers = saved.get("layers")
-    if not isinstance(layers, dict) or not layers:
+    check_version(f"{KEY}['version']", check_mapping(KEY, saved, ("version",))["version"], VERSION, KEY)
+    check_number(f"{KEY}['blend']", saved.get("blend"), 0, 1)
+    layers = check_mapping(f"{KEY}['layers']", saved.get("layers", {}))
+    if not layers:
         raise ValueError("the checkpoint does not say how its layers are quantized, as one of an older lightning_balq")
     tensors = {clean_name(key): value for key, value in checkpoint["state_dict"].items() if isinstance(value, Tensor)}
-    learned = saved.get("learned", {}).get("state_dict", {})
+    learned = check_mapping(f"{KEY}['learned']", saved.get("learned", {})).get("state_dict", {})
     weights = []
     for name, layer in layers.items():
         weights += _of_saved_layer(name, layer, tensors, learned)
     own = {weight.name for weight in weights}
     others = sum(tensor.nbytes for key, tensor in tensors.items() if key not in own)
-    reasons = {str(name): str(reason) for name, reason in saved.get("float", {}).items()}
-    return Summary("checkpoint", weights, reasons, others, float(saved.get("blend", 1.0)))
+    reasons = {name: str(reason) for name, reason in check_mapping(f"{KEY}['float']", saved.get("float", {})).items()}
+    return Summary("checkpoint", weights, reasons, others, float(saved["blend"]))
 
 
 def _of_saved_layer(
@@ -163,7 +165,7 @@ def _of_sound_layer(
         if weight is not None:
             channels = weight.shape[0] if weight.dim() else 1
             size = packed_size(weight.numel(), quantizer.bits) + 4 * quantizer.scales(channels)
-        scale = learned.get(join(name, f"balq_log_scale_{key.replace('.', '_')}"))
+        scale = learned.get(join(name, f"{LOG_SCALE}{key.replace('.', '_')}"))
         entropy = None if weight is None else _entropy_of(weight, quantizer, layer.get("groups"), scale)
         found.append(
             WeightSummary(

@@ -6,8 +6,8 @@ optimizer; ``config`` holds the options and ``plan`` chooses layers by them; ``s
 the weights of a layer, ``layers`` quantizes them, and ``forward`` runs the layer on them, with ``recurrent`` and
 ``cells``, whose hidden states are those of ``states``; ``quantize`` puts these together. ``checkpoint`` saves what
 ``state_dict()`` cannot, with how layers are quantized in the words of ``saved_layers``, ``optimizer_state`` keeps
-learned parameters apart in it, ``saved_state`` checks it before it is loaded, and ``restore`` makes a float model of that
-the quantized one; ``finite`` finds NaN, ``float_reads`` weights that are read as float, ``monitor``, ``timing`` and
+learned parameters apart in it, ``saved_state`` checks it before it is loaded, and ``restore`` makes a float model the
+quantized one again; ``finite`` finds NaN, ``float_reads`` weights that are read as float, ``monitor``, ``timing`` and
 ``pretrained`` look, ``report`` draws tables.
 """
 

@@ -62,10 +62,10 @@ def _saved(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """State of the quantized layers, as far as it can be believed."""
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise ValueError('expected a checkpoint with a "state_dict", as Lightning writes it')
-    saved = checkpoint.get(KEY)
-    if saved is None:
+    if KEY not in checkpoint:
         raise ValueError("the checkpoint is that of a float model: it holds no state of lightning_balq")
-    check_version(f"{KEY}['version']", check_mapping(KEY, saved, ("version",))["version"], VERSION, KEY)
+    saved = check_mapping(KEY, checkpoint[KEY], ("version",))
+    check_version(f"{KEY}['version']", saved["version"], VERSION, KEY)
     for key in ("layers", "float"):
         check_mapping(f"{KEY}[{key!r}]", saved.get(key, {}))
     if not saved.get("layers"):
