@@ -38,12 +38,14 @@ DRAWINGS = Path(__file__).parent / "figures"
 
 STUDY = "study_defaults--cpu--torch2.13.0.jsonl"
 SCALING = "bench_scaling--cpu--torch*.jsonl"
+COMPARE_CIFAR10 = "compare_cifar10_resnet20--*--torch*.jsonl"
 COMPARE_DIGITS = "compare_digits_cnn--*--torch*.jsonl"
 PENN_TREEBANK = "penn_treebank--*--torch*.jsonl"
 SPEED = " ".join(f"{name}--cpu--torch*.jsonl" for name in BENCHMARKS)
 TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "activations": ("bench_activations--cpu--torch*.jsonl", activations_table),
     "bars": (SPEED, bars_table),
+    "compare_cifar10_resnet20": (COMPARE_CIFAR10, markdown_tables),
     "compare_digits_cnn": (COMPARE_DIGITS, markdown_tables),
     "imagenet": ("bench_imagenet--cpu--torch*.jsonl", imagenet_table),
     "input": ("bench_input--cpu--torch*.jsonl", input_table),
