@@ -18,7 +18,7 @@ def plan_table(plan: Plan) -> Table:
     """Table of a plan: layer, bits, shape, weights, bytes before and after, and why a layer stays float."""
     count = len(plan.quantized)
     columns = ["layer", "W/A bits", "shape", "weights", "bytes", "after", "stays float because"]
-    table = _table(f"{count} of {len(plan.layers)} layers quantized", columns, numeric=(3, 4, 5))
+    table = make_table(f"{count} of {len(plan.layers)} layers quantized", columns, numeric=(3, 4, 5))
     for layer in plan.layers:
         table.add_row(*_cells(layer), style=None if layer.quantized else "dim")
     table.add_section()
@@ -32,20 +32,26 @@ def plan_table(plan: Plan) -> Table:
 
 def plan_text(plan: Plan) -> str:
     """The table of a plan as plain text."""
+    return as_text(plan_table(plan))
+
+
+def as_text(table: Table) -> str:
+    """A table as plain text."""
     buffer = io.StringIO()
-    Console(file=buffer, width=10_000, no_color=True, force_terminal=False).print(plan_table(plan))
+    Console(file=buffer, width=10_000, no_color=True, force_terminal=False).print(table)
     return "\n".join(line.rstrip() for line in buffer.getvalue().rstrip().splitlines())
 
 
 def record_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """Table with one row for each layer; the first column is its name, the others are numbers."""
-    table = _table(title, columns, numeric=range(1, len(columns)))
+    table = make_table(title, columns, numeric=range(1, len(columns)))
     for row in rows:
         table.add_row(*row)
     return table
 
 
-def _table(title: str, columns: Sequence[str], numeric: Iterable[int]) -> Table:
+def make_table(title: str, columns: Sequence[str], numeric: Iterable[int] = ()) -> Table:
+    """Empty table; columns whose index is in ``numeric`` hold numbers."""
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     right = set(numeric)  # numbers are never broken over lines; names are, where a terminal is too narrow for them
     for index, column in enumerate(columns):
