@@ -9,7 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from benchmarks import bench_recurrent, bench_scaling, bench_steps
+from benchmarks import bench_deploy, bench_recurrent, bench_scaling, bench_steps
 from benchmarks.harness import Quartiles, quartiles, ratio, ratios
 from benchmarks.program import show
 from benchmarks.records import Record
@@ -89,7 +89,7 @@ def extra_buffers(records: Sequence[Record], key: str, least_weights: int = 0) -
 
 def bars() -> list[Bar]:
     """All bars that hold on a CPU."""
-    return [*weight_bars(), *step_bars(), *recurrent_bars(), *scaling_bars()]
+    return [*weight_bars(), *step_bars(), *recurrent_bars(), *deploy_bars(), *scaling_bars()]
 
 
 def weight_bars() -> list[Bar]:
@@ -140,6 +140,13 @@ def recurrent_bars() -> list[Bar]:
 
     cases = (("balanced mean W2", 1.1), ("balanced mean W2A2", 1.5))
     return [bar(limit, layer, case) for layer in bench_recurrent.LAYERS for case, limit in cases]
+
+
+def deploy_bars() -> list[Bar]:
+    """One image through a network in int8."""
+    name, case, reference = bench_deploy.RESNET18, bench_deploy.INT8, bench_deploy.RUNTIME
+    value = partial(time_ratio, bench="bench_deploy", parameters={"network": name}, case=case, reference=reference)
+    return [Bar(f"{name}, one image: {case} against {reference}", bench_deploy.BAR, value, digits=3)]
 
 
 def scaling_bars() -> list[Bar]:

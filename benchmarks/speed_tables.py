@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
+from benchmarks import bench_deploy
 from benchmarks.bars import NOT_MEASURED, last_runs, select, where
 from benchmarks.harness import ratio
 from benchmarks.program import show
@@ -65,6 +66,26 @@ def _table_against_float(records: Sequence[Record], parameter: str, unit: str) -
                 f"| {record['parameters'][parameter]} | {record['case']} | {milliseconds} | {against} | {record['n']} |"
             )
     return "\n".join([*lines, "", where(latest)])
+
+
+def deploy_table(records: Sequence[Record]) -> str:
+    """Time of an image through each network, and how many times as fast as float that is."""
+    if not records:
+        return NOT_MEASURED
+    latest = last_runs(records)
+    bases = (bench_deploy.REFERENCE, bench_deploy.COMPILED, bench_deploy.RUNTIME)
+    lines = [
+        f"| network | case | ms | {' | '.join(f'times as fast as {base}' for base in bases)} | n |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for group in _groups(latest):
+        present = {record["case"] for record in group}
+        for record in group:
+            faster = [show(ratio(group, base, record["case"])) if base in present else "" for base in bases]
+            cells = [record["parameters"]["network"], record["case"], f"{record['seconds'][1] * 1000:.1f}", *faster]
+            lines.append(f"| {' | '.join(map(str, [*cells, record['n']]))} |")
+    first = latest[0]["parameters"]
+    return "\n".join([*lines, "", f"{first['int8_layers']} layers in int8; {first['instructions']}. {where(latest)}"])
 
 
 def activations_table(records: Sequence[Record]) -> str:

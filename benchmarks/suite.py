@@ -2,6 +2,7 @@
 
 from benchmarks import (
     bench_activations,
+    bench_deploy,
     bench_evaluation,
     bench_recurrent,
     bench_scaling,
@@ -12,6 +13,14 @@ from benchmarks.program import Benchmark
 
 BENCHMARKS: dict[str, Benchmark] = {
     module.BENCHMARK.name: module.BENCHMARK
-    for module in (bench_weights, bench_scaling, bench_activations, bench_evaluation, bench_steps, bench_recurrent)
+    for module in (
+        bench_weights,
+        bench_scaling,
+        bench_activations,
+        bench_evaluation,
+        bench_steps,
+        bench_recurrent,
+        bench_deploy,
+    )
 }
 """Name of a benchmark, which is that of its module."""
