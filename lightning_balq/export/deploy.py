@@ -1,6 +1,7 @@
 """Make a model that computes in int8 of a quantized one, for ``torch.export`` and Inductor."""
 
 import copy
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -30,6 +31,9 @@ from lightning_balq.nn.weights import RECURRENT, transposed_groups
 
 REPORT = "_balq_deployed"
 """Key of the report in the ``__dict__`` of a deploy model."""
+
+_COMPILER = "torch._inductor.config"
+"""Where weights are frozen. `torch.compile` takes the option too, but then fails on modules: it has to hold outside."""
 
 
 @torch.no_grad()
@@ -130,8 +134,7 @@ def compile_deploy(model: nn.Module) -> Callable[..., Any]:
     Returns:
         A function that runs it without gradients; its first call compiles, which needs a C++ compiler.
     """
-    from torch._inductor import config  # not at the top: it loads much that only this function needs
-
+    config = importlib.import_module(_COMPILER)  # not at the top: it loads much that only this function needs
     compiled = torch.compile(model)
 
     def run(*args: Any, **kwargs: Any) -> Any:
