@@ -53,8 +53,15 @@ def hand_quantized(model, weights):
 
 
 def assert_equal(actual, expected):
-    """Equal bit for bit, type and shape included; NaN equals NaN."""
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+    """Equal bit for bit, type and shape included; NaN equals NaN. Text and other plain values may be among them."""
+    if isinstance(actual, dict) and isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for key, value in actual.items():
+            assert_equal(value, expected[key])
+    elif isinstance(actual, str) or actual is None:
+        assert actual == expected
+    else:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def snapshot(model):
