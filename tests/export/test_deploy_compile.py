@@ -126,7 +126,7 @@ def test_compiled_code_rounds_ties_as_the_layer_does():
     ties = (torch.randint(0, 63, (64, 4096), generator=torch.Generator().manual_seed(0)) + 0.5) * deployed.given.step
     output, kernels = compiled(deployed, ties)
     assert kernels["linear"] == 1
-    expected = run(deployed, [ties])[0]
+    expected = run(deployed, [ties])[0]  # a tie rounded to the other side is 1e-4 of the output
     assert float((output - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
 
 
@@ -147,6 +147,7 @@ def test_resnet18_from_a_file_has_19_int8_convolutions(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(torch._inductor, "aoti_load_package"), reason="packages came with torch 2.6")
 def test_package_of_aot_inductor_computes_the_same(tmp_path):
     x = randn(2, 3, 9, 7)
     deployed = ready(signed_and_unsigned(), x)
