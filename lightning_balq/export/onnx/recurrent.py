@@ -1,0 +1,291 @@
+"""Recurrent layers: the operators of ONNX where the hidden state is float, else a loop over steps (Scan).
+
+A quantized hidden state is carried from step to step as levels, or as the integers that the recurrent product takes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_balq.export.description import QuantizedInput, QuantizedLayer, QuantizedWeight
+from lightning_balq.export.onnx.activation import emit_integers, emit_levels, emit_levels_of
+from lightning_balq.export.onnx.decode import decode_levels, with_rows
+from lightning_balq.export.onnx.forms import WeightForm
+from lightning_balq.export.onnx.graph import GraphBuilder
+from lightning_balq.export.onnx.packages import onnx_library
+from lightning_balq.export.onnx.product import emit_product
+
+_OPERATORS = {"LSTM": "LSTM", "GRU": "GRU", "RNN_TANH": "RNN", "RNN_RELU": "RNN"}
+
+_ONNX_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN_TANH": (0,), "RNN_RELU": (0,)}
+"""Gates of torch in the order of the operators."""
+
+_LOOP_GATES = {"LSTM": (0, 1, 3, 2), "GRU": (0, 1, 2), "RNN_TANH": (0,), "RNN_RELU": (0,)}
+"""Gates of torch in the order of the loops: those with a sigmoid first."""
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Hidden states or inputs of all steps, shape ``(T, B, F)``: float values, or integers and what they stand for."""
+
+    name: str
+    given: QuantizedInput | None = None
+
+    def levels(self, builder: GraphBuilder) -> str:
+        return self.name if self.given is None else emit_levels_of(builder, self.name, self.given)
+
+
+@dataclass(frozen=True)
+class RecurrentEmitter:
+    """Emits one recurrent layer.
+
+    Attributes:
+        layer: the module.
+        described: its quantized weights and inputs.
+        forms: integers of the weights whose products are computed in them.
+    """
+
+    layer: nn.RNNBase
+    described: QuantizedLayer
+    forms: Mapping[str, WeightForm]
+    _arranged: dict[tuple[str, tuple[int, ...]], QuantizedWeight] = field(default_factory=dict)
+
+    def emit(self, builder: GraphBuilder, x: str, hidden: str, cell: str) -> tuple[str, str, str]:
+        """Emit all layers and directions.
+
+        Args:
+            builder: where to.
+            x: input, shape ``(T, B, F)``, not quantized.
+            hidden: initial hidden states, shape ``(layers * directions, B, H)``.
+            cell: initial cell states of an LSTM, likewise; else empty.
+
+        Returns:
+            Hidden states of the last layer, ``(T, B, directions * H)``, and the last hidden and cell states.
+        """
+        data = self._input(builder, x)
+        ends: list[tuple[str, str]] = []
+        use_loop = "state_l0" in self.described.inputs or self.layer.proj_size > 0
+        for index in range(self.layer.num_layers):
+            run = self._loops if use_loop else self._operator
+            data, hiddens, cells = run(builder, index, data, hidden, cell)
+            ends.append((hiddens, cells))
+        last_hidden, last_cell = (
+            parts[0] if len(parts) == 1 or not parts[0] else builder.op("Concat", *parts, axis=0)
+            for parts in (list(column) for column in zip(*ends, strict=True))
+        )
+        return data.levels(builder), last_hidden, last_cell
+
+    def _input(self, builder: GraphBuilder, x: str) -> _Sequence:
+        given = self.described.inputs.get("input")
+        if given is None:
+            return _Sequence(x)
+        if any(name.startswith("weight_ih_l0") for name in self.forms):
+            return _Sequence(emit_integers(builder, x, given), given)
+        return _Sequence(emit_levels(builder, x, given))
+
+    def _operator(
+        self, builder: GraphBuilder, index: int, data: _Sequence, hidden: str, cell: str
+    ) -> tuple[_Sequence, str, str]:
+        """One layer, both directions, as an operator of ONNX."""
+        layer = self.layer
+        order = _ONNX_GATES[layer.mode]
+        suffixes = self._suffixes(index)
+
+        def stacked(kind: str) -> str:
+            axis = builder.integers(0)
+            matrices = [
+                builder.op("Unsqueeze", self._matrix(builder, kind + suffix, order), axis) for suffix in suffixes
+            ]
+            return matrices[0] if len(matrices) == 1 else builder.op("Concat", *matrices, axis=0)
+
+        biases = [
+            torch.cat([self._bias(kind + suffix, order) for kind in ("bias_ih", "bias_hh")]) for suffix in suffixes
+        ]
+        attributes: dict[str, Any] = {"hidden_size": layer.hidden_size}
+        attributes["direction"] = "bidirectional" if layer.bidirectional else "forward"
+        if layer.mode == "GRU":
+            attributes["linear_before_reset"] = 1
+        if layer.mode.startswith("RNN"):
+            attributes["activations"] = ["Relu" if layer.mode == "RNN_RELU" else "Tanh"] * len(suffixes)
+        states = [self._initial(builder, state, index) for state in (hidden, cell) if state]
+        matrices = stacked("weight_ih"), stacked("weight_hh")
+        inputs = (data.levels(builder), *matrices, builder.constant(torch.stack(biases)), "", *states)
+        outputs, *last = builder.ops(_OPERATORS[layer.mode], inputs, 3 if cell else 2, **attributes)
+        outputs = builder.op("Transpose", outputs, perm=[0, 2, 1, 3])
+        outputs = builder.op("Reshape", outputs, builder.integers(0, 0, -1))
+        return _Sequence(outputs), last[0], last[1] if cell else ""
+
+    def _loops(
+        self, builder: GraphBuilder, index: int, data: _Sequence, hidden: str, cell: str
+    ) -> tuple[_Sequence, str, str]:
+        """One layer, as a loop for each direction."""
+        given = self.described.inputs.get(f"state_l{index}")
+        starts = [self._split(builder, state, index) if state else [] for state in (hidden, cell)]
+        runs = [
+            self._loop(builder, suffix, given, data, [part[place] for part in starts if part])
+            for place, suffix in enumerate(self._suffixes(index))
+        ]
+        outputs = [run[0] for run in runs]
+        joined = outputs[0].name
+        if len(runs) > 1:
+            joined = builder.op("Concat", *(output.name for output in outputs), axis=-1)
+        axis = builder.integers(0)
+        ends = [
+            [builder.op("Unsqueeze", end, axis) for end in column]
+            for column in zip(*(run[1] for run in runs), strict=True)
+        ]
+        last = [column[0] if len(column) == 1 else builder.op("Concat", *column, axis=0) for column in ends]
+        return _Sequence(joined, outputs[0].given), last[0], last[1] if len(last) > 1 else ""
+
+    def _loop(
+        self, builder: GraphBuilder, suffix: str, given: QuantizedInput | None, data: _Sequence, starts: list[str]
+    ) -> tuple[_Sequence, list[str]]:
+        """One direction of one layer: hidden states of all steps, and the last hidden and cell state."""
+        layer, mode = self.layer, self.layer.mode
+        order = _LOOP_GATES[mode]
+        in_integers = f"weight_hh{suffix}" in self.forms
+        carried = given if in_integers else None
+        projected = self._projected(builder, suffix, data)
+        hidden, *cell = starts
+        if given is not None:
+            quantize = emit_integers if in_integers else emit_levels
+            hidden = quantize(builder, hidden, given)
+        recurrent_bias = self._bias("bias_hh" + suffix, order) if mode == "GRU" and layer.bias else None
+        with builder.into(builder.head):  # constants of the loop
+            if not in_integers:
+                recurrent = builder.op("Transpose", self._matrix(builder, "weight_hh" + suffix, order), perm=[1, 0])
+            if layer.proj_size:
+                projection = builder.op("Transpose", self._matrix(builder, "weight_hr" + suffix), perm=[1, 0])
+
+        body: list[Any] = []
+        before, memory, row = (builder.name(kind) for kind in ("state", "memory", "row"))
+        with builder.into(body):
+            if in_integers:
+                assert given is not None
+                key = "weight_hh" + suffix
+                weight = self._weight(key, order)
+                products = emit_product(builder, before, given, weight, self.forms[key], recurrent_bias)
+            else:
+                products = builder.op("MatMul", before, recurrent)
+                if recurrent_bias is not None:
+                    products = builder.op("Add", products, builder.constant(recurrent_bias))
+            level = before if carried is None or mode != "GRU" else emit_levels_of(builder, before, carried)
+            raw, after_memory = _step(builder, mode, layer.hidden_size, products, row, level, memory)
+            if layer.proj_size:
+                raw = builder.op("MatMul", raw, projection)
+            after = raw
+            if given is not None and in_integers:
+                after = emit_integers(builder, raw, given, is_inside=self._is_inside(given))
+            elif given is not None:
+                after = emit_levels(builder, raw, given)
+            states = [(before, after), (memory, after_memory)][: 1 + len(cell)]
+            # What the loop hands out must have a name of its own; before quantizing it has one at no cost.
+            output = raw if in_integers else builder.op("Identity", after)
+        types = onnx_library().TensorProto
+        hidden_type = types.FLOAT if carried is None else types.UINT8
+        inputs = [(before, hidden_type), (memory, types.FLOAT)][: 1 + len(cell)]
+        outputs = [(after, hidden_type), (after_memory, types.FLOAT)][: 1 + len(cell)]
+        helper = onnx_library("helper")
+        graph = helper.make_graph(
+            body,
+            builder.name("step"),
+            [helper.make_tensor_value_info(name, kind, None) for name, kind in [*inputs, (row, types.FLOAT)]],
+            [helper.make_tensor_value_info(name, kind, None) for name, kind in [*outputs, (output, types.FLOAT)]],
+        )
+        reverse = int(suffix.endswith("_reverse"))
+        *last, sequence = builder.ops(
+            "Scan",
+            (hidden, *cell, projected),
+            len(states) + 1,
+            body=graph,
+            num_scan_inputs=1,
+            scan_input_directions=[reverse],
+            scan_output_directions=[reverse],
+        )
+        if carried is not None:
+            last[0] = emit_levels_of(builder, last[0], carried)
+            sequence = emit_integers(builder, sequence, carried, is_inside=self._is_inside(carried))
+        return _Sequence(sequence, carried), last
+
+    def _projected(self, builder: GraphBuilder, suffix: str, data: _Sequence) -> str:
+        """Products of the inputs of all steps, with every bias that is simply added."""
+        order, key = _LOOP_GATES[self.layer.mode], "weight_ih" + suffix
+        bias = self._bias("bias_ih" + suffix, order)
+        if self.layer.mode != "GRU":
+            bias = bias + self._bias("bias_hh" + suffix, order)
+        if key in self.forms and data.given is not None:
+            weight = self._weight(key, order)
+            return emit_product(builder, data.name, data.given, weight, self.forms[key], bias)
+        kernel = builder.op("Transpose", self._matrix(builder, key, order), perm=[1, 0])
+        return builder.op("Add", builder.op("MatMul", data.levels(builder), kernel), builder.constant(bias))
+
+    def _is_inside(self, given: QuantizedInput) -> bool:
+        """Whether hidden states lie within the range whatever happens: those between -1 and 1."""
+        bounded = self.layer.mode != "RNN_RELU" and not self.layer.proj_size
+        return bool(bounded and given.signed and given.range is not None and given.range >= 1)
+
+    def _suffixes(self, index: int) -> list[str]:
+        return [f"_l{index}", f"_l{index}_reverse"] if self.layer.bidirectional else [f"_l{index}"]
+
+    def _matrix(self, builder: GraphBuilder, name: str, order: tuple[int, ...] = (0,)) -> str:
+        """Emit a weight, quantized or not, with its gates in that order."""
+        if name in self.described.weights:
+            return decode_levels(builder, self._weight(name, order))
+        value: Tensor = getattr(self.layer, name).detach()
+        return builder.constant(value[self._rows(len(value), order)])
+
+    def _weight(self, name: str, order: tuple[int, ...]) -> QuantizedWeight:
+        if (name, order) not in self._arranged:
+            weight = self.described.weights[name]
+            self._arranged[name, order] = with_rows(weight, self._rows(len(weight.codes), order))
+        return self._arranged[name, order]
+
+    def _bias(self, name: str, order: tuple[int, ...]) -> Tensor:
+        """A bias with its gates in that order; zeros if the layer has none."""
+        gates = len(order) * self.layer.hidden_size
+        bias: Tensor = getattr(self.layer, name).detach() if self.layer.bias else torch.zeros(gates)
+        return bias[self._rows(gates, order)]
+
+    def _rows(self, count: int, order: tuple[int, ...]) -> Tensor:
+        return torch.arange(count).reshape(len(order), -1)[list(order)].flatten()
+
+    def _initial(self, builder: GraphBuilder, states: str, index: int) -> str:
+        """Emit the initial states of one layer, shape ``(directions, B, H)``."""
+        if self.layer.num_layers == 1:
+            return states
+        count = len(self._suffixes(index))
+        bounds = builder.integers(index * count), builder.integers((index + 1) * count)
+        return builder.op("Slice", states, *bounds, builder.integers(0))
+
+    def _split(self, builder: GraphBuilder, states: str, index: int) -> list[str]:
+        """Emit the initial state of each direction of one layer, shape ``(B, H)``."""
+        count = len(self._suffixes(index))
+        places = [torch.tensor(index * count + place) for place in range(count)]
+        return [builder.op("Gather", states, builder.constant(place), axis=0) for place in places]
+
+
+def _step(
+    builder: GraphBuilder, mode: str, size: int, products: str, row: str, hidden: str, memory: str
+) -> tuple[str, str]:
+    """Emit one step: the hidden state, not quantized, and the cell state of an LSTM."""
+    if mode == "GRU":
+        sizes = builder.integers(2 * size, size)
+        entry, candidate = builder.ops("Split", (row, sizes), 2, axis=-1)
+        recurrent, recurrent_candidate = builder.ops("Split", (products, sizes), 2, axis=-1)
+        gates = builder.op("Sigmoid", builder.op("Add", entry, recurrent))
+        reset, update = builder.ops("Split", (gates, builder.integers(size, size)), 2, axis=-1)
+        new = builder.op("Tanh", builder.op("Add", candidate, builder.op("Mul", reset, recurrent_candidate)))
+        step = builder.op("Mul", update, builder.op("Sub", hidden, new))
+        return builder.op("Add", new, step), ""
+    summed = builder.op("Add", products, row)
+    if mode != "LSTM":
+        return builder.op("Relu" if mode == "RNN_RELU" else "Tanh", summed), ""
+    gates, candidate = builder.ops("Split", (summed, builder.integers(3 * size, size)), 2, axis=-1)
+    gates = builder.op("Sigmoid", gates)
+    entry, forget, exit_ = builder.ops("Split", (gates, builder.integers(size, size, size)), 3, axis=-1)
+    added = builder.op("Mul", entry, builder.op("Tanh", candidate))
+    memory = builder.op("Add", builder.op("Mul", forget, memory), added)
+    return builder.op("Mul", exit_, builder.op("Tanh", memory)), memory
