@@ -16,7 +16,19 @@ import lightning_balq
 
 PACKAGE = Path(lightning_balq.__file__).parent
 CONSTRAINTS = Path(__file__).parent.parent / "constraints.txt"
-OPTIONAL = {"datasets", "jsonargparse", "matplotlib", "pandas", "pytest", "safetensors", "scipy", "sklearn"}
+OPTIONAL = {
+    "datasets",
+    "jsonargparse",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pandas",
+    "pytest",
+    "safetensors",
+    "scipy",
+    "sklearn",
+}
 
 
 def test_version_is_the_version_in_the_metadata():

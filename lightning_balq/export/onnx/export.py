@@ -17,7 +17,7 @@ from lightning_balq.export.onnx.graph import OPSET
 from lightning_balq.export.onnx.packages import onnx_library, torch_symbols
 from lightning_balq.export.onnx.plan import MODES, LayerPlan, Mode, plan_layers
 from lightning_balq.export.onnx.report import OnnxReport
-from lightning_balq.export.onnx.trace import placeholders
+from lightning_balq.export.onnx.trace import NotExportableError, placeholders
 from lightning_balq.functional._checks import check_choice
 from lightning_balq.nn.layers import clean_name
 
@@ -68,7 +68,8 @@ def export_onnx(
             torch is older than 2.8.
         TypeError: if ``model`` is not a module.
         ValueError: if ``mode`` is unknown, the model cannot be described
-            (see :func:`lightning_balq.export.describe`), or holds weights that are not float32 or not on the CPU.
+            (see :func:`lightning_balq.export.describe`), or holds weights that are not float32 or not on the CPU, or
+            uses an input whose range no training batch has shown.
         OSError: if the file cannot be written.
     """
     check_choice(mode, "mode", MODES)
@@ -123,16 +124,31 @@ def _traced(
         arguments = tuple(example_inputs)
     with placeholders(model, plans), warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # of torch about its own trees
-        program = torch.onnx.export(
-            model,
-            arguments,
-            kwargs=keywords,
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=dynamic_shapes,
-            input_names=input_names,
-            output_names=output_names,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                model,
+                arguments,
+                kwargs=keywords,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=dynamic_shapes,
+                input_names=input_names,
+                output_names=output_names,
+                verbose=False,
+            )
+        except Exception as error:
+            ours = _ours(error)
+            if ours is None:
+                raise
+            raise ours from error
     assert program is not None
     return program.model_proto
+
+
+def _ours(error: BaseException | None) -> NotExportableError | None:
+    """What a layer refused, which torch wraps into errors of its own."""
+    while error is not None:
+        if isinstance(error, NotExportableError):
+            return NotExportableError(str(error))
+        error = error.__cause__ or error.__context__
+    return None

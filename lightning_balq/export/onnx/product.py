@@ -37,10 +37,8 @@ def emit_product(
     if form.kind == "codes":  # 2c - n for codes c
         sums = _of_odd_integers(builder, sums, integers, given, weight.bits)
     scale = (weight.scale.double() * form.unit * unit(given)).to(torch.float32)
-    if scale.numel() == 1:
-        result = builder.op("DequantizeLinear", sums, builder.constant(scale.reshape(())))
-    else:  # for which that operator is slow where channels come last
-        result = builder.op("Mul", builder.cast(sums, "FLOAT"), builder.constant(scale))
+    # Not DequantizeLinear, which ONNX Runtime moves along the graph, with zero points that 32 bits do not have.
+    result = builder.op("Mul", builder.cast(sums, "FLOAT"), builder.constant(scale))
     return result if bias is None else builder.op("Add", result, builder.constant(bias))
 
 

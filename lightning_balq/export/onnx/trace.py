@@ -28,6 +28,10 @@ KEY = "key"
 """Attribute of a placeholder: the name of the layer, of the weight, or of the layer and its input."""
 
 
+class NotExportableError(ValueError):
+    """What a model does that a file cannot hold."""
+
+
 @contextmanager
 def placeholders(model: nn.Module, plans: Mapping[str, LayerPlan]) -> Iterator[None]:
     """Within the context, a forward of ``model`` in evaluation mode writes placeholders."""
@@ -60,14 +64,7 @@ class _Tracing(LayerQuantizer):
         given = self._plan.described.inputs.get(name)
         if given is None or not isinstance(value, Tensor) or not value.is_floating_point():
             return value
-        where = repr(join(self._plan.name, name))
-        if not given.known:
-            raise ValueError(
-                f"no training batch has shown the range of {where}, and a file needs one: run batches that reach it "
-                "through the model in training mode, as `trainer.fit` does"
-            )
-        if value.dtype != torch.float32:
-            raise ValueError(f"{where} is {value.dtype}; expected float32, as the whole model must be to be exported")
+        _check_input(self._plan, name, value)
         return _symbol("Activation", (value,), f"{self._plan.name}:{name}", value.dtype, value.shape)
 
 
@@ -76,14 +73,28 @@ def _whole(plan: LayerPlan) -> Callable[..., Any]:
     layer: Any = plan.layer
     if is_recurrent_layer(layer):
         return lambda input, hx=None: _recurrent(plan, layer, input, hx)
-    if isinstance(layer, nn.Linear):
-        return lambda input: _symbol(
-            "Linear", (input,), plan.name, input.dtype, (*input.shape[:-1], layer.out_features)
+    write = _linear if isinstance(layer, nn.Linear) else _convolution
+    return lambda input: write(plan, layer, input)
+
+
+def _check_input(plan: LayerPlan, name: str, value: Tensor) -> None:
+    where = repr(join(plan.name, name))
+    if not plan.described.inputs[name].known:
+        raise NotExportableError(
+            f"no training batch has shown the range of {where}, and a file needs one: run batches that reach it "
+            "through the model in training mode, as `trainer.fit` does"
         )
-    return lambda input: _convolution(plan, layer, input)
+    if value.dtype != torch.float32:
+        raise NotExportableError(f"{where} is {value.dtype}; expected float32, as all of the model must be")
+
+
+def _linear(plan: LayerPlan, layer: Any, input: Tensor) -> Tensor:
+    _check_input(plan, "input", input)
+    return _symbol("Linear", (input,), plan.name, input.dtype, (*input.shape[:-1], layer.out_features))
 
 
 def _convolution(plan: LayerPlan, layer: Any, input: Tensor) -> Tensor:
+    _check_input(plan, "input", input)
     spatial = len(layer.kernel_size)
     batch = input if input.dim() == spatial + 2 else input.unsqueeze(0)
     begin, end = padding(layer)
@@ -100,9 +111,11 @@ def _convolution(plan: LayerPlan, layer: Any, input: Tensor) -> Tensor:
 
 def _recurrent(plan: LayerPlan, layer: Any, input: Any, hx: Any) -> Any:
     if isinstance(input, PackedSequence):
-        raise ValueError(
+        raise NotExportableError(
             f"the input of {plan.name!r} is a PackedSequence; expected a tensor, as ONNX has nothing like it"
         )
+    for name in plan.described.inputs:
+        _check_input(plan, name, input)
     has_batch, is_lstm = input.dim() == 3, layer.mode == "LSTM"
     steps = input if has_batch else input.unsqueeze(0 if layer.batch_first else 1)
     steps = steps.transpose(0, 1) if layer.batch_first else steps
