@@ -1,0 +1,110 @@
+"""Time of exported networks in ONNX Runtime, integer and portable, against the same network in float.
+
+Question: how much faster are integer products of 4-bit weights and activations than float ones, how large are the
+files, and how far are their results from PyTorch's?
+Not measured: other runtimes, convolutions, whole networks.
+Run: python -m benchmarks.bench_export --threads 1        (and --threads 2)
+
+``float``: the float layer as torch exports it. ``portable`` and ``integer``: the modes of ``export_onnx``; weights are
+packed in both. Threads are those of the runtime, which spin no longer than a call. ``--quick``: smaller layers.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.harness import measure
+from benchmarks.program import Benchmark, Options, records
+from benchmarks.records import Record
+from lightning_balq import BalancedQuantizer, QuantizationConfig, quantize_
+from lightning_balq.export.onnx import export_onnx
+from lightning_balq.export.onnx.graph import OPSET
+from lightning_balq.nn import activation_quantizers, settle_ranges_, update_ranges_
+
+REFERENCE = "float"
+BITS = 4
+
+
+class Recurrent(nn.Module):
+    """States of an LSTM."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(units, units)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states: Tensor = self.rnn(x)[0]
+        return states
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear 4096x4096, batch 1": (lambda: nn.Linear(4096, 4096), (1, 4096)),
+    "softmax layer 300x10000, batch 1": (lambda: nn.Linear(300, 10_000), (1, 300)),
+    "LSTM of 300 units, 35 steps, batch 1": (lambda: Recurrent(300), (35, 1, 300)),
+    "LSTM of 300 units, 35 steps, batch 20": (lambda: Recurrent(300), (35, 20, 300)),
+}
+QUICK: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear 512x512, batch 1": (lambda: nn.Linear(512, 512), (1, 512)),
+    "LSTM of 64 units, 10 steps, batch 1": (lambda: Recurrent(64), (10, 1, 64)),
+}
+
+
+def run(options: Options) -> Iterator[list[Record]]:
+    """Measure every layer."""
+    for name, (make, shape) in (QUICK if options.quick else LAYERS).items():
+        torch.manual_seed(0)
+        layer, x = make().eval(), torch.randn(shape)
+        with tempfile.TemporaryDirectory() as folder:
+            files = write(layer, x, Path(folder))
+            sizes = {case: path.stat().st_size for case, path in files.items()}
+            sessions = {case: open_session(path) for case, path in files.items()}
+        feeds = {case: {session.get_inputs()[0].name: x.numpy()} for case, session in sessions.items()}
+        cases = {case: (lambda s=session, f=feeds[case]: s.run(None, f)) for case, session in sessions.items()}
+        with torch.no_grad():
+            right = layer(x)  # quantized by now
+        found = {case: torch.from_numpy(run_case()[0]) for case, run_case in cases.items()}
+        group = records(
+            measure(cases, options.device, options.repeats).items(), {"layer": name, "bits": BITS}, REFERENCE
+        )
+        for record in group:
+            record["file_bytes"] = sizes[record["case"]]
+            difference = (found[record["case"]] - right).abs() / right.abs().max()
+            if record["case"] != REFERENCE:
+                record["error"] = {"median": float(difference.median()), "largest": float(difference.max())}
+        yield group
+
+
+def write(layer: nn.Module, x: Tensor, folder: Path) -> dict[str, Path]:
+    """Files of a float layer, which is then quantized, and of that in both modes."""
+    files = {case: folder / f"{case}.onnx" for case in (REFERENCE, "portable", "integer")}
+    torch.onnx.export(layer, (x,), str(files[REFERENCE]), dynamo=True, opset_version=OPSET, external_data=False)
+    quantizer = BalancedQuantizer(BITS, scale="mean")
+    quantize_(layer, QuantizationConfig(quantizer, activation_bits=BITS, quantize_first_last=True))
+    layer.train()
+    layer(x)
+    update_ranges_(activation_quantizers(layer))
+    settle_ranges_(activation_quantizers(layer))
+    layer.eval()
+    export_onnx(layer, files["portable"], x)
+    export_onnx(layer, files["integer"], x, mode="integer")
+    return files
+
+
+def open_session(path: Path) -> Any:
+    """Session of a file, with as many threads as torch has."""
+    import onnxruntime  # an optional package
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # else one session delays the next
+    return onnxruntime.InferenceSession(str(path), options)
+
+
+BENCHMARK = Benchmark("bench_export", __doc__, run, repeats=30, quick_repeats=5)
+
+if __name__ == "__main__":
+    BENCHMARK.main()
