@@ -20,6 +20,7 @@ from lightning_balq.nn import (
     settle_ranges_,
     update_ranges_,
 )
+from lightning_balq.nn.weights import peek_weight
 from tests.fuzz.configurations import configurations
 from tests.fuzz.networks import KINDS, Network, networks
 from tests.helpers import assert_equal, snapshot
@@ -123,7 +124,7 @@ def codes_and_levels_go_together(layer: nn.Module, quantizer: Any) -> None:
         with torch.no_grad():
             levels = quantizer.quantize_weight(layer, name)
             codes = quantizer.codes(layer, name)
-        levels, pruned = by_channel(layer, levels), by_channel(layer, off_the_grid(layer, name, levels))
+        levels, pruned = by_channel(layer, levels), by_channel(layer, off_the_grid(layer, quantizer, name))
         assert codes.shape == levels.shape and codes.dtype == torch.uint8
         assert int(codes.max()) < 2**how.bits
         rows = [slice(None)] if how.scales(2) == 1 else range(len(codes))
@@ -146,13 +147,16 @@ def by_channel(layer: nn.Module, weight: Tensor) -> Tensor:
     return torch.cat([group.transpose(0, 1) for group in weight.chunk(layer.groups)])
 
 
-def off_the_grid(layer: nn.Module, name: str, levels: Tensor) -> Tensor:
-    """Where a weight stays as it is: what was pruned, and the padding row of a table."""
+def off_the_grid(layer: nn.Module, quantizer: Any, name: str) -> Tensor:
+    """Where a weight stays as it is: what was pruned, what is zero where zeros are kept, and the padding row."""
+    weight = peek_weight(layer, name).detach()
     mask = layer._buffers.get(f"{name}_mask")
-    pruned = torch.zeros_like(levels, dtype=torch.bool) if mask is None else mask == 0
+    stays = torch.zeros_like(weight, dtype=torch.bool) if mask is None else mask == 0
+    if name in quantizer.pruned:
+        stays |= weight == 0
     if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
-        pruned[layer.padding_idx] = True
-    return pruned
+        stays[layer.padding_idx] = True
+    return stays
 
 
 def inputs_are_on_few_levels(layer: nn.Module, quantizer: Any) -> None:
