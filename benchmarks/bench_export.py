@@ -3,12 +3,13 @@
 Question: how much faster are integer products of 4-bit weights and activations than float ones, how large are the
 files, and how far are their results from PyTorch's?
 Not measured: other runtimes, convolutions, whole networks.
-Run: python -m benchmarks.bench_export --threads 1        (and --threads 2)
+Run: python -m benchmarks.bench_export
 
 ``float``: the float layer as torch exports it. ``portable`` and ``integer``: the modes of ``export_onnx``; weights are
 packed in both. Threads are those of the runtime, which spin no longer than a call. ``--quick``: smaller layers.
 """
 
+import importlib.util
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,7 +55,11 @@ QUICK: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def run(options: Options) -> Iterator[list[Record]]:
-    """Measure every layer."""
+    """Measure every layer; without ONNX Runtime say so and measure none."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"not measured, because these packages are not installed: {', '.join(missing)}")
+        return
     for name, (make, shape) in (QUICK if options.quick else LAYERS).items():
         torch.manual_seed(0)
         layer, x = make().eval(), torch.randn(shape)

@@ -27,7 +27,14 @@ from benchmarks.bench_soak import soak_table
 from benchmarks.figures import FIGURES, digest, draw, drawn_digest
 from benchmarks.penn_treebank_tables import penn_treebank_published_table, penn_treebank_table
 from benchmarks.records import RESULTS, Record, read
-from benchmarks.speed_tables import activations_table, deploy_table, recurrent_table, steps_table, weights_table
+from benchmarks.speed_tables import (
+    activations_table,
+    deploy_table,
+    export_table,
+    recurrent_table,
+    steps_table,
+    weights_table,
+)
 from benchmarks.study_defaults_tables import factors_table, networks_table, settings_table
 from benchmarks.suite import BENCHMARKS
 from recipes.compare.tables import markdown_tables
@@ -48,6 +55,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "compare_cifar10_resnet20": (COMPARE_CIFAR10, markdown_tables),
     "compare_digits_cnn": (COMPARE_DIGITS, markdown_tables),
     "deploy": ("bench_deploy--cpu--torch*.jsonl", deploy_table),
+    "export": ("bench_export--cpu--torch*.jsonl", export_table),
     "imagenet": ("bench_imagenet--cpu--torch*.jsonl", imagenet_table),
     "input": ("bench_input--cpu--torch*.jsonl", input_table),
     "penn_treebank": (PENN_TREEBANK, penn_treebank_table),
@@ -65,7 +73,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
 """Name of a table to the files of its records, as globs, and the function that makes it from them."""
 
 MAY_BE_EMPTY = {
-    "activations", "bars", "deploy", "imagenet", "input", "penn_treebank", "penn_treebank_published", "recurrent",
+    "activations", "bars", "deploy", "export", "imagenet", "input", "penn_treebank", "penn_treebank_published", "recurrent",
     "soak", "steps", "weights",
 }  # fmt: skip
 """Tables that say so themselves if there are no records yet."""

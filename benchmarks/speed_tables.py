@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from benchmarks import bench_deploy
+from benchmarks import bench_deploy, bench_export
 from benchmarks.bars import NOT_MEASURED, last_runs, select, where
 from benchmarks.harness import ratio
 from benchmarks.program import show
@@ -86,6 +86,30 @@ def deploy_table(records: Sequence[Record]) -> str:
             lines.append(f"| {' | '.join(map(str, [*cells, record['n']]))} |")
     first = latest[0]["parameters"]
     return "\n".join([*lines, "", f"{first['int8_layers']} layers in int8; {first['instructions']}. {where(latest)}"])
+
+
+def export_table(records: Sequence[Record]) -> str:
+    """Time of a layer in ONNX Runtime, by the form it was exported in, with the size of the file and its error."""
+    if not records:
+        return NOT_MEASURED
+    latest = last_runs(records)
+    lines = [
+        "| layer | case | ms | times as fast as float | kB | largest error | n |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for group in _groups(latest):
+        for record in group:
+            error = f"{record['error']['largest']:.0e}" if "error" in record else ""
+            cells = [
+                record["parameters"]["layer"],
+                record["case"],
+                f"{record['seconds'][1] * 1000:.2f}",
+                show(ratio(group, bench_export.REFERENCE, record["case"])),
+                f"{record['file_bytes'] / 1000:,.0f}",
+                error,
+            ]
+            lines.append(f"| {' | '.join(map(str, [*cells, record['n']]))} |")
+    return "\n".join([*lines, "", f"Weights and activations of {bench_export.BITS} bits. {where(latest)}"])
 
 
 def activations_table(records: Sequence[Record]) -> str:

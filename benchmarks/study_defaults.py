@@ -104,7 +104,9 @@ def quantization(setting: Setting, bits: int | None) -> list[Callback]:
         return []
     kind: Any = BalancedQuantization if setting.method == "balanced" else UniformQuantization
     options = {key: value for key, value in asdict(setting).items() if key != "method" and value is not None}
-    return [kind(weight_bits=bits, activation_bits=bits, record_every_n_steps=0, verbose=0, **options)]
+    return [
+        kind(weight_bits=bits, activation_bits=bits, non_finite="warn", record_every_n_steps=0, verbose=0, **options)
+    ]
 
 
 def train(run: Run, *, epochs: int) -> Record:

@@ -4,6 +4,7 @@ from benchmarks import (
     bench_activations,
     bench_deploy,
     bench_evaluation,
+    bench_export,
     bench_recurrent,
     bench_scaling,
     bench_steps,
@@ -21,6 +22,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         bench_steps,
         bench_recurrent,
         bench_deploy,
+        bench_export,
     )
 }
 """Name of a benchmark, which is that of its module."""

@@ -27,9 +27,9 @@ VALUES: dict[str, Any] = {
     "weight_bits": 2, "activation_bits": 3, "recurrent": RECURRENT, "activation_range": "unit",
     "activation_sign": "signed", "include": ["net.*", "type:Conv2d"], "exclude": ["net.9"],
     "weight_bits_by_layer": {"net.3": 8}, "activation_bits_by_layer": {"net.3": 7}, "quantize_first_last": True,
-    "learned_lr_factor": 0.5, "start_step": 3, "blend_steps": 4, "reuse_quantized": False, "non_finite": "warn",
-    "record_every_n_steps": 7, "verbose": 0, "name": "student", "center": "median", "scale": "mean",
-    "granularity": "per_channel", "grid": "symmetric",
+    "learned_lr_factor": 0.5, "start_step": 3, "blend_steps": 4, "best_when_quantized": False, "reuse_quantized": False,
+    "non_finite": "warn", "record_every_n_steps": 7, "verbose": 0, "name": "student", "center": "median",
+    "scale": "mean", "granularity": "per_channel", "grid": "symmetric",
 }  # fmt: skip
 """A value other than the default for every argument of any callback."""
 
