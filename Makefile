@@ -9,7 +9,8 @@ VENV = .venv
 CONSTRAINTS = constraints.txt
 BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+TESTS = pytest -n 2 --dist loadfile
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m $(TESTS)
 
 .PHONY: help quickstart test test-all test-oldest pytest lint check coverage bench bench-compare clean
 
@@ -39,9 +40,12 @@ check: $(VENV)/checks ## check licences and known vulnerabilities of what is ins
 	$(BIN)/python -m piplicenses
 	$(BIN)/python -m pip_audit --strict --requirement constraints.txt --no-deps --disable-pip --timeout 20 --progress-spinner off
 
+# Tests of other packages are left out. Tests take longer than usual, most of all those in an interpreter of kernels.
+MEASURED = --ignore=tests/recipes --ignore=tests/benchmarks --timeout=1200
+
 coverage: $(VENV)/checks ## run the tests, and say which branches of lightning_balq none of them takes
 	$(BIN)/python -m coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m $(TESTS) $(MEASURED) $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
