@@ -2,12 +2,13 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lightning_balq import functional
-from lightning_balq.kernels import cpu
+from lightning_balq.kernels import cpu, gpu
 from lightning_balq.kernels.activations import activation_fake_quantize
 from tests.helpers import assert_equal, randn
 
@@ -165,3 +166,26 @@ def test_tangents_of_forward_mode_pass():
         dual = torch.autograd.forward_ad.make_dual(x, tangent)
         levels, _ = activation_fake_quantize(dual, 2, range=torch.tensor(1.0), signed=torch.tensor(False))
         assert_equal(torch.autograd.forward_ad.unpack_dual(levels).tangent, torch.tensor([0.0, 2.0, 3.0]))
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("spread", [None, 0.5, 4.0])
+def test_what_the_kernel_of_a_gpu_finds_is_what_the_plain_form_gives(monkeypatch, signed, spread):
+    def activation_levels(x, bits, *, range, signed):
+        assert not x.requires_grad
+        levels = functional.activation_fake_quantize(x, bits, range=range, signed=signed)
+        mask = (x >= torch.where(signed, -range, 0.0)) & (x <= range)
+        return levels, mask, torch.stack([x.min(), x.max(), x.abs().mean()])
+
+    kernels = SimpleNamespace(activation_levels=activation_levels)
+    options = {"range": torch.tensor(0.7), "signed": torch.tensor(signed)}
+    given, plain = randn(5, 8).requires_grad_(), randn(5, 8).requires_grad_()
+    expected = functional.activation_fake_quantize(plain, 2, **options)
+    observed = None if spread is None else functional.activation_observation(plain, spread)
+    monkeypatch.setattr(gpu, "activation_kernels", lambda x: kernels)
+    levels, observation = activation_fake_quantize(given, 2, **options, spread=spread)
+    for result in (levels, expected):
+        result.backward(randn(5, 8, seed=1))
+    assert_equal([levels.detach(), given.grad], [expected.detach(), plain.grad])
+    assert_equal(observation, observed)
+    assert not activation_fake_quantize(given.detach(), 2, **options, spread=None)[0].requires_grad

@@ -1,13 +1,21 @@
 """Compiled quantizers of weights: the plain form's results, however many values, threads and bits."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lightning_balq import BalancedQuantizer, functional
-from lightning_balq.kernels import cpu
-from lightning_balq.kernels.weights import balanced_codes, balanced_levels, uniform_codes, uniform_levels
+from lightning_balq.kernels import cpu, gpu
+from lightning_balq.kernels.weights import (
+    balanced_codes,
+    balanced_levels,
+    balanced_levels_of_all,
+    uniform_codes,
+    uniform_levels,
+    uniform_levels_of_all,
+)
 from tests.helpers import assert_equal, randn
 
 CENTERS = ["mean", "median"]
@@ -238,3 +246,27 @@ def test_exported_model_does_not_need_this_package():
     assert "lightning_balq" not in str(program.graph)
     x = randn(2, 6, seed=1)
     assert_equal(program.module()(x), Model()(x))
+
+
+@pytest.mark.parametrize(
+    ("quantize", "options", "calls"),
+    [
+        (balanced_levels_of_all, {"center": "mean", "scale": "unit", "granularity": "per_channel"}, 1),
+        (balanced_levels_of_all, {"center": "median", "scale": "max", "granularity": "per_tensor"}, 0),
+        (uniform_levels_of_all, {"scale": "mean", "granularity": "per_channel"}, 1),
+    ],
+    ids=["balanced", "balanced at the median", "uniform"],
+)
+def test_all_weights_go_to_the_kernels_of_a_gpu_at_once_unless_bins_have_medians(monkeypatch, quantize, options, calls):
+    weights, made, seen = [randn(3, 4), randn(2, 5)], [randn(3, 4, seed=1), randn(2, 5, seed=1)], []
+
+    def note(given, bits, **chosen):
+        seen.append((given, bits, chosen))
+        return made
+
+    kernels = SimpleNamespace(balanced_levels=note, uniform_levels=note)
+    plain = quantize(weights, 3, **options)
+    monkeypatch.setattr(gpu, "weight_kernels", lambda given: kernels)
+    levels = quantize(weights, 3, **options)
+    assert_equal(levels, made if calls else plain)
+    assert seen == [(weights, 3, {key: value for key, value in options.items() if key != "center"})] * calls

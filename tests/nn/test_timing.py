@@ -45,3 +45,29 @@ def test_quantizers_of_weight_and_input_are_timed_while_a_timer_is_set():
 def test_exception_passes_through_the_timer():
     with pytest.raises(ValueError, match="inside"), QuantizationTimer().measure(CPU):
         raise ValueError("inside")
+
+
+def test_time_on_a_gpu_is_that_between_events_once_the_device_is_done(monkeypatch):
+    done = []
+
+    class Event:
+        """An event at the number of milliseconds that the device has run."""
+
+        milliseconds = 0
+
+        def record(self):
+            Event.milliseconds += 500
+            self.at = Event.milliseconds
+
+        def elapsed_time(self, other):
+            assert done, "the device was not waited for"
+            return other.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: Event())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append(True))
+    timer = QuantizationTimer()
+    for _ in range(3):
+        with timer.measure(torch.device("cuda")):
+            pass
+    assert not done  # a step waits for nothing
+    assert timer.seconds() == 1.5
