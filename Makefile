@@ -11,8 +11,9 @@ BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 TESTS = pytest -n 2 --dist loadfile
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m $(TESTS)
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
-.PHONY: help quickstart test test-all test-oldest pytest lint check coverage bench bench-compare clean
+.PHONY: help quickstart test test-all test-oldest pytest lint check coverage bench bench-compare docs docs-serve clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
@@ -55,8 +56,14 @@ bench: $(VENV)/installed ## measure speed and memory; ARGS=--quick for a first l
 bench-compare: $(VENV)/installed ## tell whether anything became slower than its last record
 	$(BIN)/python -m benchmarks.compare $(ARGS)
 
+docs: $(VENV)/docs ## write the documentation to site/
+	$(MKDOCS) build --strict --quiet --config-file docs/mkdocs/mkdocs.yml $(ARGS)
+
+docs-serve: $(VENV)/docs ## show the documentation in a browser, and again what changes
+	$(MKDOCS) serve --config-file docs/mkdocs/mkdocs.yml $(ARGS)
+
 clean: ## remove .venv, builds and caches
-	rm -rf .venv .venv-oldest build dist .benchmarks .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest build dist site .benchmarks .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Built without isolation, with a build backend installed before: an isolated build would not read constraints.txt.
@@ -70,4 +77,8 @@ $(VENV)/installed: pyproject.toml $(CONSTRAINTS)
 # What no test needs is installed when it is asked for.
 $(VENV)/checks: $(VENV)/installed
 	$(PIP_INSTALL) --no-build-isolation --editable '.[check,dev]'
+	@touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(PIP_INSTALL) --no-build-isolation --editable '.[dev,docs]'
 	@touch $@

@@ -6,9 +6,11 @@ Comparing data and not drawings leaves the version of matplotlib free.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.bars import last_runs, select
 from benchmarks.harness import quartiles
@@ -57,10 +59,10 @@ FIGURES: Mapping[str, Callable[[Sequence[Record]], list[Panel]]] = {
 """Name of a figure to the function that makes its panels from the records of ``bench_scaling``."""
 
 
-def digest(panels: Sequence[Panel]) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of everything that is drawn."""
-    data = json.dumps([asdict(panel) for panel in panels], sort_keys=True)
-    return hashlib.sha256(data.encode()).hexdigest()[:16]
+def digest(data: Sequence[Any]) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of everything that is drawn, which are dataclasses."""
+    text = json.dumps([asdict(part) for part in data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def drawn_digest(path: Path) -> str | None:
@@ -71,12 +73,7 @@ def drawn_digest(path: Path) -> str | None:
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
     """Write panels side by side as SVG."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    settings = {"svg.hashsalt": "lightning_balq", "svg.fonttype": "none", "font.size": 8}
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=(3.3 * len(panels), 3.0), layout="constrained")
+    with saved_figure(path, panels, (3.3 * len(panels), 3.0)) as figure:
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             for curve in panel.curves:
                 axes.plot(curve.x, curve.median, ".-", color=COLORS[curve.case], label=curve.case)
@@ -86,8 +83,20 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
             axes.grid(alpha=0.3)
         if any(panel.curves for panel in panels):
             figure.axes[0].legend(fontsize=7)
+
+
+@contextmanager
+def saved_figure(path: Path, data: Sequence[Any], size: tuple[float, float]) -> Iterator[Any]:
+    """Give an empty figure of a size in inches to draw on, and write it as SVG with the digest of its data."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    settings = {"svg.hashsalt": "lightning_balq", "svg.fonttype": "none", "font.size": 8}
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=size, layout="constrained")
+        yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="svg", metadata={"Date": None, "Description": f"data digest {digest(panels)}"})
+        figure.savefig(path, format="svg", metadata={"Date": None, "Description": f"data digest {digest(data)}"})
 
 
 def _panels(records: Sequence[Record], y_label: str, values: Callable[[Record], list[float]]) -> list[Panel]:

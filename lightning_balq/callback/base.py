@@ -133,12 +133,12 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
         self._forget()
 
     @abstractmethod
-    def _quantizer(self) -> WeightQuantizer:
-        """Build the weight quantizer that the arguments describe."""
+    def weight_quantizer(self) -> WeightQuantizer:
+        """Build the weight quantizer that the arguments describe; what a callback for another one defines."""
 
     def _config(self) -> QuantizationConfig:
         return QuantizationConfig(
-            weight=self._quantizer(),
+            weight=self.weight_quantizer(),
             recurrent=self.recurrent,
             activation_bits=self.activation_bits,
             activation_range=self.activation_range,

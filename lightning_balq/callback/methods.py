@@ -70,7 +70,8 @@ class BalancedQuantization(QuantizationCallback):
     scale: Scale | Literal["learned"] = "max"
     granularity: Granularity = "per_tensor"
 
-    def _quantizer(self) -> WeightQuantizer:
+    def weight_quantizer(self) -> WeightQuantizer:
+        """Build the weight quantizer that the arguments describe."""
         check_choice(self.scale, "scale", (*SCALES, "learned"))
         if self.scale == "learned":
             return LearnedBalancedQuantizer(self.weight_bits, self.granularity, self.center)
@@ -101,7 +102,8 @@ class UniformQuantization(QuantizationCallback):
     scale: Scale = "max"
     granularity: Granularity = "per_tensor"
 
-    def _quantizer(self) -> WeightQuantizer:
+    def weight_quantizer(self) -> WeightQuantizer:
+        """Build the weight quantizer that the arguments describe."""
         return UniformQuantizer(self.weight_bits, self.scale, self.granularity)
 
 
@@ -126,7 +128,8 @@ class DoReFaQuantization(QuantizationCallback):
     _: KW_ONLY
     granularity: Granularity = "per_tensor"
 
-    def _quantizer(self) -> WeightQuantizer:
+    def weight_quantizer(self) -> WeightQuantizer:
+        """Build the weight quantizer that the arguments describe."""
         return DoReFaQuantizer(self.weight_bits, self.granularity)
 
 
@@ -155,5 +158,6 @@ class LSQQuantization(QuantizationCallback):
     grid: Grid = "integer"
     granularity: Granularity = "per_tensor"
 
-    def _quantizer(self) -> WeightQuantizer:
+    def weight_quantizer(self) -> WeightQuantizer:
+        """Build the weight quantizer that the arguments describe."""
         return LSQQuantizer(self.weight_bits, self.granularity, self.grid)

@@ -148,7 +148,7 @@ def test_training_goes_on_from_a_checkpoint_of_the_float_model(tmp_path: Path) -
     rates = [group["lr"] for group in going_on.optimizers[0].param_groups]
     assert len(rates) > 1 and rates == pytest.approx([rates[0]] * len(rates)) and rates[0] < 0.05
     saved = torch.load(tmp_path / "float.ckpt", weights_only=True)["state_dict"]
-    begin = LSQQuantization(2)._quantizer().initial_scale(saved["net.3.weight"])
+    begin = LSQQuantization(2).weight_quantizer().initial_scale(saved["net.3.weight"])
     assert_close(model.net[3].balq_log_scale_weight.detach().exp(), begin, rtol=0.3, atol=0)  # six steps from there
 
 
@@ -166,7 +166,7 @@ def test_weights_loaded_after_the_model_was_quantized_decide_where_scales_begin(
 
     keep = Keep()
     fit(tmp_path, Pretrained(), METHODS["lsq"](), keep)
-    assert_equal(keep.scale, LSQQuantization(2)._quantizer().initial_scale(keep.weight).log())
+    assert_equal(keep.scale, LSQQuantization(2).weight_quantizer().initial_scale(keep.weight).log())
 
 
 @each_method

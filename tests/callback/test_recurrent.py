@@ -124,9 +124,9 @@ def test_levels_are_computed_once_for_all_batches_of_a_validation(
     model, counted = tagger(), []
     quantizer = callback()
     trainer = quiet_trainer(tmp_path, callbacks=[quantizer], limit_val_batches=3)
-    compute = type(quantizer._quantizer()).levels
+    compute = type(quantizer.weight_quantizer()).levels
     monkeypatch.setattr(
-        type(quantizer._quantizer()), "levels", lambda self, w: counted.append(w.shape) or compute(self, w)
+        type(quantizer.weight_quantizer()), "levels", lambda self, w: counted.append(w.shape) or compute(self, w)
     )
     trainer.validate(model, Batches(), verbose=False)
     weights = [p for name, p in model.named_parameters() if "weight" in name and not name.startswith("head")]

@@ -286,7 +286,7 @@ def begun(model: TinyModel, name: str, value: Tensor) -> Tensor:
     if not name.endswith("weight"):
         return value
     weight = seeded(Decayed).backbone[3].weight
-    return LSQQuantization(2)._quantizer().initial_scale(weight.detach()).log()  # type: ignore[attr-defined]  # of LSQ
+    return LSQQuantization(2).weight_quantizer().initial_scale(weight.detach()).log()  # type: ignore[attr-defined]  # of LSQ
 
 
 def seeded(kind: type[Model], seed: int = 0) -> Model:

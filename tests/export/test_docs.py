@@ -17,7 +17,7 @@ PAGE = (ROOT / "docs" / "packed_files.md").read_text()
 def test_numpy_example_reads_a_weight(granularity, tmp_path):
     path = tmp_path / "m.safetensors"
     pack(quantized("norms between", BalancedQuantizer(3, granularity=granularity))[0], path)
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    *_, example = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     names = {"path": path, "layer": "2"}
     exec(example, names)
     assert_same_bits(torch.from_numpy(names["weight"]), unpack(path)["2.weight"])
