@@ -27,7 +27,8 @@ class MarkdownDocstrings(griffe.Extension):
 def as_markdown(text: str) -> str:
     """Rewrite what Markdown does not know of."""
     text = BLOCK.sub(lambda found: textwrap.indent(_formula(found["formula"], "block"), found["indent"]), text)
-    text = FORMULA.sub(lambda found: _formula(found["formula"], "inline"), text)
+    # Without the span, Markdown takes one at the beginning of a line for a paragraph.
+    text = FORMULA.sub(lambda found: f"<span>{_formula(found['formula'], 'inline')}</span>", text)
     text = ROLE.sub(lambda found: _link(found["target"]), text)
     return re.sub(r"^( *)Example:$", r"\1Examples:", text, flags=re.MULTILINE)
 
