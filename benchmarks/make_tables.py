@@ -73,8 +73,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
 """Name of a table to the files of its records, as globs, and the function that makes it from them."""
 
 MAY_BE_EMPTY = {
-    "activations", "bars", "deploy", "export", "imagenet", "input", "penn_treebank", "penn_treebank_published", "recurrent",
-    "soak", "steps", "weights",
+    "activations", "bars", "deploy", "export", "imagenet", "input", "penn_treebank", "penn_treebank_published",
+    "recurrent", "soak", "steps", "weights",
 }  # fmt: skip
 """Tables that say so themselves if there are no records yet."""
 
