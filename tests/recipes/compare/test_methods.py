@@ -30,7 +30,7 @@ ROWS = {
     "xnor": ("UniformQuantization", "UniformQuantizer", (1,), (1,)),
 }
 CASES = [(name, Width(weights, activations)) for name, (*_, ws, acts) in ROWS.items()
-         for weights, activations in {(ws[0], acts[0]), (ws[min(1, len(ws) - 1)], acts[-1])}]  # fmt: skip
+         for weights, activations in dict.fromkeys([(ws[0], acts[0]), (ws[min(1, len(ws) - 1)], acts[-1])])]  # fmt: skip
 
 
 def settings(name):
