@@ -13,7 +13,7 @@ TESTS = pytest -n 2 --dist loadfile
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m $(TESTS)
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs
 
-.PHONY: help quickstart test test-all test-oldest pytest lint check coverage bench bench-compare docs docs-serve clean
+.PHONY: help quickstart test test-all test-oldest pytest lint check coverage mutation bench bench-compare docs docs-serve clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s  %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,9 @@ coverage: $(VENV)/checks ## run the tests, and say which branches of lightning_b
 	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m $(TESTS) $(MEASURED) $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
+
+mutation: $(VENV)/installed ## change the code in one place at a time, and say which changes no test notices; ARGS="--sample 300"
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 bench: $(VENV)/installed ## measure speed and memory; ARGS=--quick for a first look
 	$(BIN)/python -m benchmarks $(ARGS)

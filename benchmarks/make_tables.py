@@ -25,6 +25,7 @@ from benchmarks.bench_quickstart import quickstart_table
 from benchmarks.bench_recording import recording_table
 from benchmarks.bench_soak import soak_table
 from benchmarks.figures import FIGURES, digest, draw, drawn_digest
+from benchmarks.mutation_table import mutation_table
 from benchmarks.penn_treebank_tables import penn_treebank_published_table, penn_treebank_table
 from benchmarks.records import RESULTS, Record, read
 from benchmarks.speed_tables import (
@@ -58,6 +59,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "export": ("bench_export--cpu--torch*.jsonl", export_table),
     "imagenet": ("bench_imagenet--cpu--torch*.jsonl", imagenet_table),
     "input": ("bench_input--cpu--torch*.jsonl", input_table),
+    "mutation": ("mutation--cpu--torch2.13.0.jsonl", mutation_table),
     "penn_treebank": (PENN_TREEBANK, penn_treebank_table),
     "penn_treebank_published": (PENN_TREEBANK, penn_treebank_published_table),
     "quickstart": ("bench_quickstart--cpu--torch2.13.0.jsonl", quickstart_table),

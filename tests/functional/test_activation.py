@@ -6,7 +6,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.testing import assert_close
 
-from lightning_balq.functional import activation_codes, activation_fake_quantize, activation_scale
+from lightning_balq.functional import (
+    activation_codes,
+    activation_fake_quantize,
+    activation_observation,
+    activation_scale,
+)
 from tests import reference
 
 ALL_BITS = range(1, 9)
@@ -286,3 +291,34 @@ def test_gradient_reaches_a_value_that_is_zero():
     x = torch.tensor([0.0, -0.0, 0.4], requires_grad=True)
     activation_fake_quantize(x, 2, **interval(1.0, True)).sum().backward()
     assert x.grad.tolist() == [1.0, 1.0, 1.0]
+
+
+# --- What a batch shows ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("spread", [0.5, 2.0, np.inf])
+@pytest.mark.parametrize("kind", ["gaussian", "positive"])
+def test_observation_is_the_range_one_and_whether_a_value_is_negative(draw, kind, spread, dtype):
+    x = torch.from_numpy(draw(kind, (40, 25))).to(dtype).requires_grad_()
+    values = x.detach().double().numpy()
+    largest, mean = np.abs(values).max(), np.abs(values).mean()
+    expected = torch.tensor([largest if spread == np.inf else min(largest, spread * mean), 1, kind == "gaussian"])
+    observation = activation_observation(x, spread)
+    # The mean is rounded to float32 before it is multiplied.
+    assert_close(observation, expected.float(), rtol=1e-6, atol=0)
+    assert observation.dtype == torch.float32
+    assert not observation.requires_grad
+
+
+def test_range_observed_is_that_of_the_larger_side():
+    assert activation_observation(torch.tensor([-3.0, 1.0])).tolist() == [3, 1, 1]
+    assert activation_observation(torch.tensor([-1.0, 3.0])).tolist() == [3, 1, 1]
+    assert activation_observation(torch.tensor([0.0, 0.5])).tolist() == [0.5, 1, 0]
+    assert activation_observation(torch.tensor([-0.25, 0.5])).tolist() == [0.5, 1, 1]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("spread", [2.0, np.inf])
+def test_batch_with_a_value_that_is_not_finite_shows_nothing(value, spread):
+    assert activation_observation(torch.tensor([1.0, value, -1.0]), spread).tolist() == [0, 0, 0]

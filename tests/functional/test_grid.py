@@ -18,7 +18,9 @@ from lightning_balq.functional import (
     uniform_fake_quantize,
     uniform_scale,
 )
+from lightning_balq.functional.grid import connect
 from tests import reference
+from tests.helpers import assert_equal, randn
 
 ALL_BITS = range(1, 9)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -275,3 +277,12 @@ def test_straight_through_passes_transforms_of_functions():
     torch.testing.assert_close(torch.vmap(torch.func.grad(square))(values), expected, rtol=0, atol=0)
     tangents = torch.func.jvp(square, (values[0],), (torch.ones(2),))[1]
     torch.testing.assert_close(tangents, torch.tensor(0.0), rtol=0, atol=0)
+
+
+def test_connect_passes_the_gradient_of_the_value_and_gives_the_parameter_zeros():
+    value, parameter, upstream = randn(3, 2).requires_grad_(), randn(4, seed=1).requires_grad_(), randn(3, 2, seed=2)
+    connected = connect(value, parameter)
+    assert_equal(connected.detach(), value.detach())
+    by_value, by_parameter = torch.autograd.grad((connected * upstream).sum(), [value, parameter])
+    assert_equal(by_value, upstream)
+    assert_equal(by_parameter, torch.zeros(4))

@@ -49,3 +49,7 @@ def test_values_that_are_not_finite_are_clipped():
     levels, _, by_alpha = with_gradients(x, torch.tensor([1.0]), 1, FALSE, torch.ones(3))
     assert levels.tolist() == [1, 0, 0]
     assert by_alpha.tolist() == [1]
+
+
+def test_a_scalar_stays_a_scalar():
+    assert pact_fake_quantize(torch.tensor(0.4), torch.tensor([1.0]), 2, signed=FALSE).shape == ()
