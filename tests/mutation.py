@@ -20,7 +20,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import signal
 import sys
 import time
@@ -28,9 +27,6 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
-
-# The plain form is what is changed, and what tests compare compiled code with.
-os.environ.update(LIGHTNING_BALQ_KERNELS="0", OMP_NUM_THREADS="1")
 
 import pytest
 import torch
@@ -62,17 +58,6 @@ LEFT_OUT = "not large_linear_layer and not number_of_threads and not million and
 """Tests that take most of the time: large tensors, a process of their own, and torch.compile."""
 
 OPTIONS = ("-q", "-s", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", LEFT_OUT, "--hypothesis-profile=mutation")
-
-# A failure is enough: no smaller example is looked for.
-settings.register_profile(
-    "mutation",
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=25,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.too_slow],
-)
 
 SWAPPED: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE), ast.LtE: (ast.Lt, ast.Gt), ast.Gt: (ast.GtE, ast.LtE), ast.GtE: (ast.Gt, ast.Lt),
@@ -222,6 +207,8 @@ class MutantLoop:
             os.close(theirs)
             return child, ours
         try:
+            import resource  # not on Windows, which cannot fork either
+
             resource.setrlimit(resource.RLIMIT_CPU, (self.seconds, self.seconds))  # whatever else the machine does
             for stream in (1, 2):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
@@ -283,6 +270,21 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def prepare() -> None:
+    """Choose the plain form, which is what is changed and what tests compare compiled code with, and short tests."""
+    os.environ.update(LIGHTNING_BALQ_KERNELS="0", OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    settings.register_profile(
+        "mutation",
+        derandomize=True,
+        database=None,
+        deadline=None,
+        max_examples=25,
+        phases=(Phase.explicit, Phase.generate),  # a failure is enough: no smaller example is looked for
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is left of the sample; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -302,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for module in options.modules:
             print(f"{sum(mutant.module == module for mutant in every):5} {module}")
         return 0
+    prepare()
     version = torch.__version__.partition("+")[0]
     path = options.output or RESULTS / f"mutation--cpu--torch{version}.jsonl"
     last = {record["key"]: record for record in read_records(path)}

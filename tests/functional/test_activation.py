@@ -322,3 +322,10 @@ def test_range_observed_is_that_of_the_larger_side():
 @pytest.mark.parametrize("spread", [2.0, np.inf])
 def test_batch_with_a_value_that_is_not_finite_shows_nothing(value, spread):
     assert activation_observation(torch.tensor([1.0, value, -1.0]), spread).tolist() == [0, 0, 0]
+
+
+@SIGNED
+def test_range_is_not_rounded_to_the_type_of_the_activation(signed):
+    x = torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True)
+    activation_fake_quantize(x, 2, **interval(0.499, signed)).sum().backward()  # 0.5 in bfloat16
+    assert x.grad.tolist() == [0]

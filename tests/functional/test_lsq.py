@@ -242,3 +242,29 @@ def test_second_derivative_by_upstream_and_input_is_defined():
     (by_x,) = torch.autograd.grad((levels**2).sum(), x, create_graph=True)
     (again,) = torch.autograd.grad(by_x.sum(), scale)
     assert again.isfinite().all() and again != 0
+
+
+def test_range_is_not_rounded_to_the_type_of_the_activation():
+    x = torch.tensor([[0.5]], dtype=torch.bfloat16, requires_grad=True)
+    lsq_activation_fake_quantize(x, torch.tensor([0.499]), 1, signed=FALSE).sum().backward()  # 0.5 in bfloat16
+    assert x.grad.tolist() == [[0]]
+
+
+def test_gradient_of_the_scale_is_summed_in_its_type():
+    x, scale = torch.full((301, 1), 2.0, dtype=torch.bfloat16), torch.tensor([1.0], requires_grad=True)
+    lsq_activation_fake_quantize(x, scale, 1, signed=FALSE).sum().backward()
+    assert scale.grad.tolist() == [301]  # bfloat16 has 300 and 302
+
+
+def test_a_scalar_activation_stays_a_scalar_and_has_a_gradient():
+    x, scale = torch.tensor(0.6, requires_grad=True), torch.tensor([0.5], requires_grad=True)
+    levels = lsq_activation_fake_quantize(x, scale, 2, signed=FALSE)
+    levels.backward()
+    assert (levels.item(), x.grad.item()) == (0.5, 1)
+    assert scale.grad.item() == pytest.approx((1 - 1.2) / math.sqrt(3), rel=1e-6)
+
+
+def test_no_activations_have_a_gradient_of_zero():
+    scale = torch.tensor([0.5], requires_grad=True)
+    lsq_activation_fake_quantize(torch.ones(0, 3), scale, 2, signed=FALSE).sum().backward()
+    assert scale.grad.tolist() == [0]

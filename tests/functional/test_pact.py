@@ -53,3 +53,15 @@ def test_values_that_are_not_finite_are_clipped():
 
 def test_a_scalar_stays_a_scalar():
     assert pact_fake_quantize(torch.tensor(0.4), torch.tensor([1.0]), 2, signed=FALSE).shape == ()
+
+
+def test_range_is_not_rounded_to_the_type_of_the_activation():
+    x, alpha = torch.tensor([0.5], dtype=torch.bfloat16), torch.tensor([0.501])  # 0.5 in bfloat16
+    _, by_x, by_alpha = with_gradients(x, alpha, 2, FALSE, torch.ones(1))
+    assert (by_x.tolist(), by_alpha.tolist()) == ([1], [0])
+
+
+def test_gradient_of_the_range_is_summed_in_its_type():
+    x = torch.full((301,), 2.0, dtype=torch.bfloat16)
+    _, _, by_alpha = with_gradients(x, torch.tensor([1.0]), 2, FALSE, torch.ones(301, dtype=torch.bfloat16))
+    assert by_alpha.tolist() == [301]  # bfloat16 has 300 and 302

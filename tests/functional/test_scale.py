@@ -145,3 +145,11 @@ def test_scale_of_subnormal_weights_is_the_nearest_float32(bits):
     expected = reference.least_squares_scale(weight.numpy(), np.array([0, 2**bits - 1]), bits)
     result = least_squares_scale(weight, torch.tensor([0, 2**bits - 1]), bits)
     np.testing.assert_allclose(result.item(), expected, rtol=2**-21, atol=2.0**-149)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_outermost_level_of_the_largest_float32_is_finite_and_next_to_it(bits):
+    largest = torch.finfo(torch.float32).max
+    level = max_scale(torch.tensor([largest]), bits) * (2**bits - 1)
+    assert level.isfinite().all()
+    assert level.item() / largest > 1 - 2.0**-19.5

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lightning_balq.nn import quantize_, quantized_layers, unquantize_
-from lightning_balq.nn.swap import Swapped, restore_class, swap_class
+from lightning_balq.nn.swap import Swapped, original_class, restore_class, swap_class
 from tests.helpers import assert_equal, everything, randn, run_python, snapshot, tiny_model
 
 
@@ -75,6 +75,13 @@ def test_mixin_runs_in_front_of_the_forward():
     layer, reference = linear(), linear()
     swap_class(layer, Loud)
     assert_equal(layer(randn(2, 4)), -reference(randn(2, 4)))
+
+
+def test_original_class_is_that_without_the_mixin():
+    layer = linear()
+    assert original_class(layer) is nn.Linear
+    swap_class(layer, Loud)
+    assert original_class(layer) is nn.Linear
 
 
 def test_restoring_a_class_undoes_a_swap_and_nothing_else():
