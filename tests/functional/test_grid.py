@@ -286,3 +286,12 @@ def test_connect_passes_the_gradient_of_the_value_and_gives_the_parameter_zeros(
     by_value, by_parameter = torch.autograd.grad((connected * upstream).sum(), [value, parameter])
     assert_equal(by_value, upstream)
     assert_equal(by_parameter, torch.zeros(4))
+
+
+@pytest.mark.parametrize("strides", ["equal", "different"])
+@pytest.mark.parametrize("learning", [True, False])
+def test_straight_through_gives_the_quantized_values_no_gradient(learning, strides):
+    value = (randn(3, 2) if strides == "equal" else randn(2, 3).t()).requires_grad_(learning)
+    result = straight_through(value, randn(3, 2, seed=1).requires_grad_())
+    assert result.requires_grad is learning
+    assert_equal(result.detach(), randn(3, 2, seed=1))

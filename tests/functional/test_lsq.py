@@ -246,7 +246,7 @@ def test_second_derivative_by_upstream_and_input_is_defined():
 
 def test_range_is_not_rounded_to_the_type_of_the_activation():
     x = torch.tensor([[0.5]], dtype=torch.bfloat16, requires_grad=True)
-    lsq_activation_fake_quantize(x, torch.tensor([0.499]), 1, signed=FALSE).sum().backward()  # 0.5 in bfloat16
+    lsq_activation_fake_quantize(x, torch.tensor([0.4995]), 1, signed=FALSE).sum().backward()  # 0.5 in bfloat16
     assert x.grad.tolist() == [[0]]
 
 
@@ -268,3 +268,41 @@ def test_no_activations_have_a_gradient_of_zero():
     scale = torch.tensor([0.5], requires_grad=True)
     lsq_activation_fake_quantize(torch.ones(0, 3), scale, 2, signed=FALSE).sum().backward()
     assert scale.grad.tolist() == [0]
+
+
+@pytest.mark.parametrize(("signed", "ends"), [(FALSE, [0.0, 1.5]), (TRUE, [-0.75, 0.75])], ids=["unsigned", "signed"])
+def test_the_ends_of_the_range_lie_inside(signed, ends):
+    x, scale = torch.tensor([ends], requires_grad=True), torch.tensor([0.5], requires_grad=True)
+    lsq_activation_fake_quantize(x, scale, 2, signed=signed).sum().backward()
+    assert (x.grad.tolist(), scale.grad.tolist()) == ([[1, 1]], [0])
+
+
+def test_a_batch_of_one_sample_has_the_values_of_that_sample():
+    scale = torch.tensor([1.0], requires_grad=True)
+    lsq_activation_fake_quantize(torch.full((1, 4), 2.0), scale, 1, signed=FALSE).sum().backward()
+    assert scale.grad.tolist() == [4 / math.sqrt(4)]
+
+
+def test_a_weight_of_one_value_shares_its_scale_with_none():
+    scale = torch.tensor([1.0], requires_grad=True)
+    lsq_fake_quantize(torch.tensor([0.25]), scale, 2).backward()
+    assert scale.grad.tolist() == [-0.25]
+
+
+def test_scale_of_zero_in_half_precision_is_harmless():
+    weight = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float16)
+    assert lsq_codes(weight, torch.zeros(1, dtype=torch.float16), 2).tolist() == [2, 3, 0]
+
+
+def test_codes_are_those_of_the_float32_values():
+    weight = torch.tensor([0.5 + 1e-12], dtype=torch.float64)
+    assert_equal(lsq_codes(weight, torch.ones(1), 2), lsq_codes(weight.float(), torch.ones(1), 2))
+
+
+def test_scale_of_a_logarithm_in_low_precision_is_computed_in_float32():
+    assert_equal(lsq_scale(torch.ones(1, dtype=torch.bfloat16)).detach(), torch.ones(1).exp())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_levels_have_the_type_of_the_weight(dtype):
+    assert lsq_fake_quantize(randn(3, 4).to(dtype), torch.ones(1), 2).dtype == dtype

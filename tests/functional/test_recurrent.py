@@ -79,8 +79,10 @@ def test_every_step_starts_from_the_levels_of_the_step_before():
 def test_share_mixes_state_and_levels(dtype):
     state = randn(5, 4).to(dtype)
     levels = activation_fake_quantize(state, 2, range=torch.tensor(1.0), signed=TRUE)
-    quarter = StateGrid(2, torch.tensor(1.0), TRUE, torch.tensor(0.25)).quantize(state)
-    assert_equal(quarter, state * 0.75 + levels * 0.25)
+    share = torch.tensor(0.3)
+    mixed = StateGrid(2, torch.tensor(1.0), TRUE, share).quantize(state)
+    share = share.to(dtype)
+    assert_equal(mixed, state * (1 - share) + levels * share)
     assert_equal(StateGrid(2, torch.tensor(1.0), TRUE).quantize(state), levels)
 
 
