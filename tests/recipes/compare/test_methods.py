@@ -29,8 +29,11 @@ ROWS = {
     "uniform_mean": ("UniformQuantization", "UniformQuantizer", EVERY, (*EVERY, None)),
     "xnor": ("UniformQuantization", "UniformQuantizer", (1,), (1,)),
 }
-CASES = [(name, Width(weights, activations)) for name, (*_, ws, acts) in ROWS.items()
-         for weights, activations in dict.fromkeys([(ws[0], acts[0]), (ws[min(1, len(ws) - 1)], acts[-1])])]  # fmt: skip
+CASES = [
+    (name, Width(*widths))
+    for name, (*_, weights, activations) in ROWS.items()
+    for widths in dict.fromkeys([(weights[0], activations[0]), (weights[min(1, len(weights) - 1)], activations[-1])])
+]
 
 
 def settings(name):
