@@ -154,8 +154,9 @@ def test_a_value_out_of_range_is_refused_before_anything_is_trained(name: str, v
 
 
 def test_installing_the_package_adds_no_callback_to_a_trainer() -> None:
-    """There is no entry point, so that a Trainer quantizes only where the user says so."""
-    assert list(importlib.metadata.distribution("lightning-balq").entry_points) == []
+    """There is no entry point but the command, so that a Trainer quantizes only where the user says so."""
+    points = importlib.metadata.distribution("lightning-balq").entry_points
+    assert {(point.group, point.name) for point in points} <= {("console_scripts", "balq")}
     assert "entry-points" not in (ROOT / "pyproject.toml").read_text()
     callbacks: list[Any] = Trainer(accelerator="cpu", logger=False).callbacks  # type: ignore[attr-defined]
     assert callbacks and not [each for each in callbacks if type(each).__module__.startswith("lightning_balq")]

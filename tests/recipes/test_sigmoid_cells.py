@@ -76,8 +76,9 @@ def test_a_sequence_in_two_pieces_equals_the_whole(kind):
     whole, last = layer(inputs)
     first, state = layer(inputs[:3])
     second, state = layer(inputs[3:], state)
-    assert_close(torch.cat([first, second]), whole, rtol=0, atol=0)
-    assert_close(state, last, rtol=0, atol=0)
+    # The products with the inputs have another number of rows in a piece, and may be summed in another order.
+    assert_close(torch.cat([first, second]), whole, rtol=1e-6, atol=1e-7)
+    assert_close(state, last, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -97,11 +97,7 @@ def _quantize(
     code = (code + 12582912.0) - 12582912.0  # at 1.5 * 2**23 a float32 has no fraction: rounds to even
     level = tl.where(x == 0, 0.0, code * scale + lower)
     tl.store(levels + index, level.to(levels.dtype.element_ty), mask=valid)
-    # Bounds are rounded to the type of `x`, as scalars compared with tensors are. Not all devices compare bfloat16.
-    if source.dtype.element_ty == tl.float64:
-        inside = (values >= lower.to(tl.float64)) & (values <= upper.to(tl.float64))
-    else:
-        inside = (x >= lower.to(values.dtype).to(tl.float32)) & (x <= upper.to(values.dtype).to(tl.float32))
+    inside = (x >= lower) & (x <= upper)  # in float32, as in the plain form, whatever the type of the values
     tl.store(mask + index, inside, mask=valid)
 
     part = tl.program_id(0)
