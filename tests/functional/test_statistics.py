@@ -206,3 +206,7 @@ def test_quantization_error_of_nan_is_nan(weight, quantized):
 def test_quantization_error_carries_no_gradient():
     weight = torch.ones(2, requires_grad=True)
     assert not quantization_error(weight, 2 * weight).requires_grad
+
+
+def test_a_single_code_has_no_entropy():
+    assert effective_bitwidth(torch.tensor([0, 1, 0, 0])) == 0

@@ -391,3 +391,7 @@ def test_dorefa_codes_of_the_negated_weight_are_mirrored_off_the_ties(magnitudes
     position = (2**bits - 1) / 2 * (weight.tanh() / weight.tanh().abs().max() + 1)
     off_ties = (position - position.floor() - 0.5).abs() > 1e-4 * 2**bits  # float32 rounding
     assert torch.equal(dorefa_codes(weight, bits).int()[off_ties], mirrored[off_ties])
+
+
+def test_zeros_at_a_scale_of_zero_have_the_code_below_zero():
+    assert_close(uniform_codes(torch.zeros(3), torch.zeros(1), 2), torch.ones(3, dtype=torch.uint8))
