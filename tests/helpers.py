@@ -58,10 +58,14 @@ def assert_equal(actual, expected):
         assert actual.keys() == expected.keys()
         for key, value in actual.items():
             assert_equal(value, expected[key])
-    elif isinstance(actual, str) or actual is None:
+    elif actual is None or isinstance(actual, str) or (isinstance(actual, list) and _is_text(actual)):
         assert actual == expected
     else:
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def _is_text(values):
+    return bool(values) and all(isinstance(value, str) for value in values)
 
 
 def snapshot(model):

@@ -40,7 +40,7 @@ from lightning_balq.nn.layers import activation_quantizers, quantized_layers
 from lightning_balq.nn.learned import (
     is_starting,
     learned_parameters,
-    note_pruned,
+    note_masks,
     restart_learning,
     untrained_parameters,
 )
@@ -318,12 +318,15 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
         if self._best is not None:
             self._best.on_validation_end()
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember what was pruned: compiled code does not."""
+        note_masks(pl_module)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record what the last full interval left out, and look at what has come out."""
         settle_ranges_(self._inputs)
         self._forget_levels()
-        if not trainer.strategy.restore_checkpoint_after_setup:
-            note_pruned(pl_module)  # masks may be made permanent now
+        note_masks(pl_module)  # they may be made permanent now
         if trainer.global_step == self._recorded_step:
             return
         if self.record_every_n_steps:

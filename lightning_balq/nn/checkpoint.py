@@ -158,7 +158,18 @@ def quantization_state(model: nn.Module) -> dict[str, Any]:
         "inputs": {name: value for name, value in inputs.items() if value},
         "layers": layer_states(model),
         "float": float_reasons(model),
+        "zeros": _kept_zeros(model),
     }
+
+
+def _kept_zeros(model: nn.Module) -> dict[str, list[str]]:
+    """Weights whose exact zeros stay zero, by layer: pruned ones, whether their mask is still there or not."""
+    found = {}
+    for name, layer, state in quantized_layers(model):
+        state.note_masks(layer)
+        if state.pruned:
+            found[name] = list(state.pruned)
+    return found
 
 
 def load_quantization_state(model: nn.Module, state: dict[str, Any]) -> None:
@@ -168,8 +179,11 @@ def load_quantization_state(model: nn.Module, state: dict[str, Any]) -> None:
         ValueError: if a newer version of this package wrote it, or it is malformed. The model is then as it was.
     """
     check_quantization_state(model, state)
+    zeros = state.get("zeros")  # older checkpoints do not tell
     for name, _, quantizer in quantized_layers(model):
         quantizer.schedule.set_blend(float(state["blend"]))
+        if zeros is not None:
+            quantizer.pruned = quantizer.told = tuple(key for key in zeros.get(name, []) if key in quantizer.weights)
         for key, value in state["inputs"].get(name, {}).items():
             if key in quantizer.inputs:
                 quantizer.inputs[key].load_state(value)
@@ -190,5 +204,7 @@ def check_quantization_state(model: nn.Module, state: Any) -> None:
     check_inputs(f"{KEY}['inputs']", state["inputs"], layers)
     check_optimizers(f"{KEY}['optimizers']", state.get("optimizers", []))
     check_names(f"{KEY}['beginning']", state.get("beginning", []))
+    for name, keys in check_mapping(f"{KEY}['zeros']", state.get("zeros", {})).items():
+        check_names(f"{KEY}['zeros'][{name!r}]", keys)
     present = {name: parameter for name, parameter, _ in learned_parameters(model)}
     check_learned(f"{KEY}['learned']", state.get("learned", {}), WEIGHTS, present)

@@ -70,6 +70,8 @@ class LayerQuantizer:
     """Learned parameters that had not begun when the checkpoint was written that is being loaded."""
     pruned: tuple[str, ...] = field(default=(), repr=False, compare=False)
     """Weights of which some were exactly zero; what is zero of them stays zero, for the grid has no zero level."""
+    told: tuple[str, ...] | None = field(default=None, repr=False, compare=False)
+    """What the checkpoint that is being loaded says that :attr:`pruned` is; ``None`` if it says nothing of it."""
 
     def settings(self) -> str:
         """What distinguishes it from the state of a layer quantized in another way."""
@@ -146,10 +148,17 @@ class LayerQuantizer:
             self.unset.discard(name)
 
     def note_zeros(self, layer: nn.Module) -> None:
-        """Find out which weights were pruned, by a mask or by values that are exactly zero."""
-        self.pruned = tuple(
-            name for name in self.weights if pruning_mask(layer, name) is not None or is_partly_zero(layer, name)
-        )
+        """Find out which weights were pruned: by what a checkpoint tells, else by values that are exactly zero."""
+        told, self.told = self.told, None
+        if told is None:
+            told = tuple(name for name in self.weights if is_partly_zero(layer, name))
+        self.pruned = told
+        self.note_masks(layer)
+
+    def note_masks(self, layer: nn.Module) -> None:
+        """Take weights that have a mask for pruned: it may be taken away, and its zeros stay."""
+        masked = [name for name in self.weights if pruning_mask(layer, name) is not None]
+        self.pruned = tuple(dict.fromkeys((*self.pruned, *masked)))
 
     def _note_read(self, layer: nn.Module, name: str, weight: Tensor) -> Tensor:
         """Tell the search for reads of float weights, if one is under way, that this one is a layer's own."""

@@ -65,10 +65,10 @@ def note_zeros(layer: nn.Module, state: LayerQuantizer) -> None:
         state.note_zeros(layer)
 
 
-def note_pruned(model: nn.Module) -> None:
-    """Find out anew which weights of ``model`` were pruned."""
+def note_masks(model: nn.Module) -> None:
+    """Remember which weights of ``model`` are pruned by a mask, before that is made permanent."""
     for _, layer, state in quantized_layers(model):
-        note_zeros(layer, state)
+        state.note_masks(layer)
 
 
 def check_learnable(name: str, layer: nn.Module, state: LayerQuantizer) -> None:

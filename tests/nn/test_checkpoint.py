@@ -148,7 +148,14 @@ def test_state_without_observed_ranges_holds_no_inputs():
     model = Net()
     quantize_(model, everything())
     assert quantization_state(model)["inputs"] == {}
-    assert quantization_state(Net()) == {"version": 1, "blend": 1.0, "inputs": {}, "layers": {}, "float": {}}
+    assert quantization_state(Net()) == {
+        "version": 1,
+        "blend": 1.0,
+        "inputs": {},
+        "layers": {},
+        "float": {},
+        "zeros": {},
+    }
 
 
 def test_state_is_independent_of_later_training():
@@ -266,3 +273,19 @@ def test_compiled_module_keeps_working_hooks():
         checkpoint = {}
         module.on_save_checkpoint(checkpoint)
         assert sorted(checkpoint["lightning_balq"]["inputs"]) == ["a", "b"]
+
+
+def test_a_checkpoint_tells_which_zeros_are_kept():
+    model, other = nn.Linear(4, 2), nn.Linear(4, 2)
+    nn.init.zeros_(model.weight)  # as a layer may begin: nothing of it is pruned
+    for each in (model, other):
+        quantize_(each, everything())
+    with torch.no_grad():
+        model.weight[0] = randn(4)  # a row that was never trained stays zero
+    load_quantization_state(other, quantization_state(model))
+    other.load_state_dict(model.state_dict())
+    x = randn(3, 4)
+    assert_equal(other(x), model(x))
+    assert (other.__dict__["_balq"].quantize_weight(other, "weight") != 0).all()
+    other.load_state_dict(model.state_dict())  # weights alone do not tell
+    assert (other.__dict__["_balq"].quantize_weight(other, "weight")[1] == 0).all()
