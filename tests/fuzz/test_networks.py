@@ -191,4 +191,4 @@ def test_random_networks_train_save_load_copy_and_undo(kind: str) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", KINDS)
 def test_thousands_of_random_networks_train_save_load_copy_and_undo(kind: str) -> None:
-    assert check(kind, MANY) >= 500
+    assert check(kind, MANY) >= 450  # a tenth is drawn twice
