@@ -9,7 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from benchmarks import bench_deploy, bench_recurrent, bench_scaling, bench_steps
+from benchmarks import bench_deploy, bench_export, bench_recurrent, bench_scaling, bench_steps
 from benchmarks.harness import Quartiles, quartiles, ratio, ratios
 from benchmarks.program import show
 from benchmarks.records import Record
@@ -89,7 +89,7 @@ def extra_buffers(records: Sequence[Record], key: str, least_weights: int = 0) -
 
 def bars() -> list[Bar]:
     """All bars that hold on a CPU."""
-    return [*weight_bars(), *step_bars(), *recurrent_bars(), *deploy_bars(), *scaling_bars()]
+    return [*weight_bars(), *step_bars(), *recurrent_bars(), *deploy_bars(), *export_bars(), *scaling_bars()]
 
 
 def weight_bars() -> list[Bar]:
@@ -145,8 +145,26 @@ def recurrent_bars() -> list[Bar]:
 def deploy_bars() -> list[Bar]:
     """One image through a network in int8."""
     name, case, reference = bench_deploy.RESNET18, bench_deploy.INT8, bench_deploy.RUNTIME
-    value = partial(time_ratio, bench="bench_deploy", parameters={"network": name}, case=case, reference=reference)
-    return [Bar(f"{name}, one image: {case} against {reference}", bench_deploy.BAR, value, digits=3)]
+    parameters = {"network": name, "threads": 2}
+    value = partial(time_ratio, bench="bench_deploy", parameters=parameters, case=case, reference=reference)
+    return [Bar(f"{name}, one image, 2 threads: {case} against {reference}", bench_deploy.BAR, value, digits=3)]
+
+
+def export_bars() -> list[Bar]:
+    """Layers in ONNX Runtime, one thread."""
+    case, reference = bench_export.INTEGER, bench_export.REFERENCE
+
+    def bar(times_as_fast: float, layer: str) -> Bar:
+        parameters = {"layer": layer, "threads": 1}
+        value = partial(time_ratio, bench="bench_export", parameters=parameters, case=case, reference=reference)
+        return Bar(f"{layer}, ONNX Runtime: {case} against {reference}", round(1 / times_as_fast, 3), value, digits=3)
+
+    return [
+        bar(3, bench_export.LINEAR),
+        bar(4, bench_export.SOFTMAX),
+        bar(1.4, bench_export.LSTM),
+        bar(1.4, bench_export.LSTM_BATCH),
+    ]
 
 
 def scaling_bars() -> list[Bar]:

@@ -85,7 +85,12 @@ def run(options: Options) -> Iterator[list[Record]]:
         else:
             cases[RUNTIME] = session
         layers = len(deploy_report(deployed).int8)
-        parameters = {"network": name, "int8_layers": layers, "instructions": instructions()}
+        parameters = {
+            "network": name,
+            "threads": torch.get_num_threads(),
+            "int8_layers": layers,
+            "instructions": instructions(),
+        }
         yield records(measure(cases, options.device, options.repeats).items(), parameters, REFERENCE)
 
 
@@ -129,7 +134,7 @@ def runtime(model: nn.Module, image: Tensor, folder: Path) -> Case | None:
     return lambda: session.run(None, given)
 
 
-BENCHMARK = Benchmark("bench_deploy", __doc__, run, repeats=50, quick_repeats=20)
+BENCHMARK = Benchmark("bench_deploy", __doc__, run, repeats=50, quick_repeats=20, threads=(1, 2))
 
 if __name__ == "__main__":
     BENCHMARK.main()

@@ -26,7 +26,7 @@ from lightning_balq.export.onnx import export_onnx
 from lightning_balq.export.onnx.graph import OPSET
 from lightning_balq.nn import activation_quantizers, settle_ranges_, update_ranges_
 
-REFERENCE = "float"
+REFERENCE, PORTABLE, INTEGER = "float", "portable", "integer"
 BITS = 4
 
 
@@ -42,11 +42,14 @@ class Recurrent(nn.Module):
         return states
 
 
+LINEAR, SOFTMAX = "linear 4096x4096, batch 1", "softmax layer 300x10000, batch 1"
+LSTM, LSTM_BATCH = "LSTM of 300 units, 35 steps, batch 1", "LSTM of 300 units, 35 steps, batch 20"
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "linear 4096x4096, batch 1": (lambda: nn.Linear(4096, 4096), (1, 4096)),
-    "softmax layer 300x10000, batch 1": (lambda: nn.Linear(300, 10_000), (1, 300)),
-    "LSTM of 300 units, 35 steps, batch 1": (lambda: Recurrent(300), (35, 1, 300)),
-    "LSTM of 300 units, 35 steps, batch 20": (lambda: Recurrent(300), (35, 20, 300)),
+    LINEAR: (lambda: nn.Linear(4096, 4096), (1, 4096)),
+    SOFTMAX: (lambda: nn.Linear(300, 10_000), (1, 300)),
+    LSTM: (lambda: Recurrent(300), (35, 1, 300)),
+    LSTM_BATCH: (lambda: Recurrent(300), (35, 20, 300)),
 }
 QUICK: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear 512x512, batch 1": (lambda: nn.Linear(512, 512), (1, 512)),
@@ -72,9 +75,8 @@ def run(options: Options) -> Iterator[list[Record]]:
         with torch.no_grad():
             right = layer(x)  # quantized by now
         found = {case: torch.from_numpy(run_case()[0]) for case, run_case in cases.items()}
-        group = records(
-            measure(cases, options.device, options.repeats).items(), {"layer": name, "bits": BITS}, REFERENCE
-        )
+        parameters = {"layer": name, "threads": torch.get_num_threads(), "bits": BITS}
+        group = records(measure(cases, options.device, options.repeats).items(), parameters, REFERENCE)
         for record in group:
             record["file_bytes"] = sizes[record["case"]]
             difference = (found[record["case"]] - right).abs() / right.abs().max()
@@ -85,8 +87,10 @@ def run(options: Options) -> Iterator[list[Record]]:
 
 def write(layer: nn.Module, x: Tensor, folder: Path) -> dict[str, Path]:
     """Files of a float layer, which is then quantized, and of that in both modes."""
-    files = {case: folder / f"{case}.onnx" for case in (REFERENCE, "portable", "integer")}
-    torch.onnx.export(layer, (x,), str(files[REFERENCE]), dynamo=True, opset_version=OPSET, external_data=False)
+    files = {case: folder / f"{case}.onnx" for case in (REFERENCE, PORTABLE, INTEGER)}
+    torch.onnx.export(
+        layer, (x,), str(files[REFERENCE]), dynamo=True, opset_version=OPSET, external_data=False, verbose=False
+    )
     quantizer = BalancedQuantizer(BITS, scale="mean")
     quantize_(layer, QuantizationConfig(quantizer, activation_bits=BITS, quantize_first_last=True))
     layer.train()
@@ -94,8 +98,8 @@ def write(layer: nn.Module, x: Tensor, folder: Path) -> dict[str, Path]:
     update_ranges_(activation_quantizers(layer))
     settle_ranges_(activation_quantizers(layer))
     layer.eval()
-    export_onnx(layer, files["portable"], x)
-    export_onnx(layer, files["integer"], x, mode="integer")
+    export_onnx(layer, files[PORTABLE], x)
+    export_onnx(layer, files[INTEGER], x, mode="integer")
     return files
 
 
@@ -109,7 +113,7 @@ def open_session(path: Path) -> Any:
     return onnxruntime.InferenceSession(str(path), options)
 
 
-BENCHMARK = Benchmark("bench_export", __doc__, run, repeats=30, quick_repeats=5)
+BENCHMARK = Benchmark("bench_export", __doc__, run, repeats=30, quick_repeats=5, threads=(1, 2))
 
 if __name__ == "__main__":
     BENCHMARK.main()

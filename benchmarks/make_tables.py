@@ -28,6 +28,7 @@ from benchmarks.figures import FIGURES, digest, draw, drawn_digest
 from benchmarks.mutation_table import mutation_table
 from benchmarks.penn_treebank_tables import penn_treebank_published_table, penn_treebank_table
 from benchmarks.records import RESULTS, Record, read
+from benchmarks.shipped import shipped_table
 from benchmarks.speed_tables import (
     activations_table,
     deploy_table,
@@ -65,6 +66,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "quickstart": ("bench_quickstart--cpu--torch2.13.0.jsonl", quickstart_table),
     "recording": ("bench_recording--cpu--torch2.13.0.jsonl", recording_table),
     "recurrent": ("bench_recurrent--cpu--torch*.jsonl", recurrent_table),
+    "shipped": ("shipped--cpu--torch*.jsonl", shipped_table),
     "soak": ("soak--cpu--torch*.jsonl", soak_table),
     "steps": ("bench_steps--cpu--torch*.jsonl", steps_table),
     "study_defaults": (STUDY, settings_table),
@@ -76,7 +78,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
 
 MAY_BE_EMPTY = {
     "activations", "bars", "deploy", "export", "imagenet", "input", "penn_treebank", "penn_treebank_published",
-    "recurrent", "soak", "steps", "weights",
+    "recurrent", "shipped", "soak", "steps", "weights",
 }  # fmt: skip
 """Tables that say so themselves if there are no records yet."""
 

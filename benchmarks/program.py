@@ -44,6 +44,7 @@ class Benchmark:
         run: yields a list of records for each group of cases that were measured in the same rounds.
         repeats: rounds, if not told otherwise.
         quick_repeats: rounds of a quick run.
+        threads: numbers of threads it is run with one after the other, if not told otherwise; as torch chooses if none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Benchmark:
     run: Callable[[Options], Iterator[list[Record]]]
     repeats: int
     quick_repeats: int
+    threads: tuple[int, ...] = ()
 
     def main(self, arguments: Sequence[str] | None = None) -> None:
         """Measure, print, and append the records; a quick run appends only to a file that is named."""
@@ -61,21 +63,25 @@ class Benchmark:
         parser.add_argument("--repeats", type=int, help=f"rounds; default {self.repeats}, quick {self.quick_repeats}")
         parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="default: cpu")
         parser.add_argument("--quick", action="store_true", help="fewer rounds of fewer cases, for a first look")
-        parser.add_argument("--threads", type=int, help="of torch on the CPU; default: as torch chooses")
+        parser.add_argument("--threads", type=int, help=f"of torch on the CPU; default: {self._default_threads}")
         given = parser.parse_args(arguments)
-        if given.threads is not None:
-            torch.set_num_threads(given.threads)
         repeats = given.repeats or (self.quick_repeats if given.quick else self.repeats)
         options = Options(given.device, repeats, given.quick)
         output = given.output or (None if given.quick else results_path(self.name, options.device))
         torch.manual_seed(0)
         warnings.filterwarnings("ignore", module=r"lightning|torch|brevitas|torchao")
-        described = {"bench": self.name, "run": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        described |= environment(options.device)
-        for group in self.run(options):
-            report(group)
-            for record in group if output else ():
-                append(output, record | described)
+        named = {"bench": self.name, "run": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+        for threads in (given.threads,) if given.threads else self.threads or (torch.get_num_threads(),):
+            torch.set_num_threads(threads)
+            described = named | environment(options.device)
+            for group in self.run(options):
+                report(group)
+                for record in group if output else ():
+                    append(output, record | described)
+
+    @property
+    def _default_threads(self) -> str:
+        return " and ".join(map(str, self.threads)) or "as torch chooses"
 
 
 def records(measured: Iterable[tuple[str, Measurement]], parameters: Record, reference: str | None) -> list[Record]:

@@ -75,14 +75,15 @@ def deploy_table(records: Sequence[Record]) -> str:
     latest = last_runs(records)
     bases = (bench_deploy.REFERENCE, bench_deploy.COMPILED, bench_deploy.RUNTIME)
     lines = [
-        f"| network | case | ms | {' | '.join(f'times as fast as {base}' for base in bases)} | n |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        f"| network | threads | case | ms | {' | '.join(f'times as fast as {base}' for base in bases)} | n |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for group in _groups(latest):
         present = {record["case"] for record in group}
         for record in group:
             faster = [show(ratio(group, base, record["case"])) if base in present else "" for base in bases]
-            cells = [record["parameters"]["network"], record["case"], f"{record['seconds'][1] * 1000:.1f}", *faster]
+            parameters, milliseconds = record["parameters"], f"{record['seconds'][1] * 1000:.1f}"
+            cells = [parameters["network"], parameters["threads"], record["case"], milliseconds, *faster]
             lines.append(f"| {' | '.join(map(str, [*cells, record['n']]))} |")
     first = latest[0]["parameters"]
     return "\n".join([*lines, "", f"{first['int8_layers']} layers in int8; {first['instructions']}. {where(latest)}"])
@@ -94,14 +95,15 @@ def export_table(records: Sequence[Record]) -> str:
         return NOT_MEASURED
     latest = last_runs(records)
     lines = [
-        "| layer | case | ms | times as fast as float | kB | largest error | n |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| layer | threads | case | ms | times as fast as float | kB | largest error | n |",
+        "| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for group in _groups(latest):
         for record in group:
             error = f"{record['error']['largest']:.0e}" if "error" in record else ""
             cells = [
                 record["parameters"]["layer"],
+                record["parameters"]["threads"],
                 record["case"],
                 f"{record['seconds'][1] * 1000:.2f}",
                 show(ratio(group, bench_export.REFERENCE, record["case"])),

@@ -49,7 +49,7 @@ def test_onnx_runtime_runs_the_float_network(tmp_path):
 
 
 def records():
-    parameters = {"network": RESNET18, "int8_layers": 19, "instructions": "AVX2"}
+    parameters = {"network": RESNET18, "threads": 2, "int8_layers": 19, "instructions": "AVX2"}
     times = {REFERENCE: [4.0, 8.0], RUNTIME: [2.0, 4.0], INT8: [1.0, 2.0]}
     return [record("bench_deploy", case, seconds, **parameters) for case, seconds in times.items()]
 
@@ -57,7 +57,7 @@ def records():
 def test_the_table_says_how_many_times_as_fast_as_float():
     table = deploy_table(records())
     row = next(line for line in table.splitlines() if f"| {INT8} |" in line)
-    assert row == f"| {RESNET18} | {INT8} | 1500.0 | 4.00 (4.00-4.00) |  | 2.00 (2.00-2.00) | 2 |"
+    assert row == f"| {RESNET18} | 2 | {INT8} | 1500.0 | 4.00 (4.00-4.00) |  | 2.00 (2.00-2.00) | 2 |"
     assert "19 layers in int8; AVX2." in table
     assert cells(table)["network"]
     assert deploy_table([]) == NOT_MEASURED
