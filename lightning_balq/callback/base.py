@@ -2,16 +2,13 @@
 
 import functools
 import sys
-import time
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field, fields
-from statistics import median
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -21,7 +18,7 @@ from lightning_balq.callback.finite import NON_FINITE, FiniteGuard, NonFinite
 from lightning_balq.callback.float_reads import FloatReadSearch
 from lightning_balq.callback.module_hooks import call_after, configure_groups, late_builder, release
 from lightning_balq.callback.neighbours import Neighbour, check_neighbours
-from lightning_balq.callback.outlets import Outlets
+from lightning_balq.callback.records import OVERHEADS_KEPT, Recorder
 from lightning_balq.callback.reuse import LevelReuse
 from lightning_balq.callback.saved_state import STATE_VERSION, changed_arguments, check_callback_state, check_state
 from lightning_balq.callback.strategies import check_learning, check_supported, hides_weights
@@ -44,19 +41,14 @@ from lightning_balq.nn.learned import (
     restart_learning,
     untrained_parameters,
 )
-from lightning_balq.nn.monitor import CodeMonitor, CodeStatistics
 from lightning_balq.nn.optimizer_state import trim_schedule
 from lightning_balq.nn.parameter_groups import first_learned_group, fit_schedule_to_groups
 from lightning_balq.nn.plan import Plan, plan
 from lightning_balq.nn.pretrained import evidence_of_training
 from lightning_balq.nn.quantize import learns, quantize_
 from lightning_balq.nn.quantizer import WeightQuantizer
-from lightning_balq.nn.report import plan_table, record_table
+from lightning_balq.nn.report import plan_table
 from lightning_balq.nn.schedule import Schedule, blend_at
-from lightning_balq.nn.timing import QuantizationTimer
-
-OVERHEADS_KEPT = 1000
-"""Records whose overheads are remembered: a state does not grow with the length of training."""
 
 FEW_BITS = 3
 """Weight bits up to which a trained model does not survive being quantized at once (Zhou et al. 2017)."""
@@ -122,14 +114,13 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
         if self.name is not None and not isinstance(self.name, str):
             raise TypeError(f"`name` must be a str or None, got {self.name!r} of type {type(self.name).__name__}")
         self._config()
-        self._overheads: deque[float] = deque(maxlen=OVERHEADS_KEPT)
+        self._recorder = Recorder()
         self._unmeasured: list[str] = []
         self._best: BestOfQuantized | None = None
         self._plan: Plan | None
         self._inputs: list[ActivationQuantizer]
         self._schedule: Schedule | None
         self._cache: LevelCache | None = None
-        self._recorded: dict[str, CodeStatistics]
         self._forget()
 
     @abstractmethod
@@ -228,7 +219,7 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
                 "Call `lightning_balq.quantize_(model)` where the layers are built"
             )
         if self.verbose and trainer.is_global_zero:
-            self._outlets.show(plan_table(self._plan))
+            self._recorder.outlets.show(plan_table(self._plan))
         bits = min(quantizer.bits for layer in self._plan.quantized for quantizer in layer.quantizers.values())
         gradual = self.start_step or self.blend_steps
         if self._trained_as_float and bits <= FEW_BITS and not gradual and trainer.is_global_zero:
@@ -252,11 +243,11 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
             self._best = BestOfQuantized(trainer, self._unmeasured)
             self._best.follow(quantized=schedule.phase == "quantized", within_epoch=False)
         if trainer.global_step == 0:
-            self._overheads.clear()
+            self._recorder.overheads.clear()
         self._inputs = activation_quantizers(pl_module)
         for config in trainer.lr_scheduler_configs:
             fit_schedule_to_groups(config.scheduler)
-        self._recorded_step = self._batch_step = trainer.global_step
+        self._recorder.step = self._batch_step = trainer.global_step
         self._stride = 1
         self._is_first_batch = True
         self._forget_levels()
@@ -275,9 +266,7 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
         if batch_idx == 0:
             self._warn_of_untrained(trainer, pl_module)
         if self._is_due(trainer.global_step, trainer.global_step + self._stride):
-            _synchronize(pl_module.device)
-            schedule.timer = QuantizationTimer()
-            self._started = time.perf_counter()
+            self._recorder.start_clock(schedule, pl_module.device)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -287,12 +276,12 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
         if self._is_first_batch:
             self._report_search(trainer, pl_module)
             self._is_first_batch = False
-        overhead = self._stop_clock(pl_module.device)
+        overhead = None if self._schedule is None else self._recorder.stop_clock(self._schedule, pl_module.device)
         update_ranges_(self._inputs, _sum_over_ranks(trainer))
         if batch_idx == 0:
             settle_ranges_(self._inputs)  # the next batch need not be looked at before it is quantized
         self._stride = max(trainer.global_step - self._batch_step, 1)  # manual optimization may step several times
-        if self._is_due(self._recorded_step, trainer.global_step):
+        if self._is_due(self._recorder.step, trainer.global_step):
             metrics = self._record(trainer, pl_module, overhead)
             if not trainer.barebones:
                 for key in sorted(metrics.keys() & SHOWN):
@@ -327,7 +316,7 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
         settle_ranges_(self._inputs)
         self._forget_levels()
         note_masks(pl_module)  # they may be made permanent now
-        if trainer.global_step == self._recorded_step:
+        if trainer.global_step == self._recorder.step:
             return
         if self.record_every_n_steps:
             self._record(trainer, pl_module, overhead=None)
@@ -336,8 +325,8 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show what was recorded."""
-        if self.verbose and trainer.is_global_zero and self._recorded:
-            self._outlets.show(self._summary())
+        if self.verbose and trainer.is_global_zero:
+            self._recorder.show(type(self).__name__)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the model usable."""
@@ -364,50 +353,12 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
             restart_learning(pl_module)  # the weights are no longer those that scales were made for
         return self._schedule
 
-    def _stop_clock(self, device: torch.device) -> float | None:
-        """Share of the step spent quantizing, if the clock ran and saw any."""
-        if self._schedule is None or self._schedule.timer is None:
-            return None
-        timer, self._schedule.timer = self._schedule.timer, None
-        spent = timer.seconds()
-        _synchronize(device)
-        return spent / (time.perf_counter() - self._started) if spent else None
-
     def _record(self, trainer: Trainer, pl_module: LightningModule, overhead: float | None) -> dict[str, float]:
-        self._recorded_step = trainer.global_step
+        self._recorder.step = trainer.global_step
         settle_ranges_(self._inputs)
-        if hides_weights(trainer):
+        if hides_weights(trainer) or not self._is_finite(trainer, pl_module):
             return {}
-        if not self._is_finite(trainer, pl_module):
-            return {}
-        self._recorded, overall = self._monitor.record(pl_module)
-        metrics = {
-            f"balq/{name}/{key}": v for name, layer in self._recorded.items() for key, v in asdict(layer).items()
-        }
-        metrics |= {f"balq/{key}": value for key, value in asdict(overall).items()}
-        if overhead is not None:
-            self._overheads.append(overhead)
-            metrics["balq/overhead"] = overhead
-        self._outlets.record(trainer.loggers, metrics, trainer.global_step)
-        trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
-        return metrics
-
-    def _summary(self) -> Any:
-        rows = [
-            (
-                name,
-                f"{layer.effective_bitwidth:.3f}",
-                f"{layer.bin_utilization:.1%}",
-                f"{layer.imbalance:.2f}",
-                f"{layer.code_flip_rate:.2%}",
-            )
-            for name, layer in self._recorded.items()
-        ]
-        title = f"{type(self).__name__}: codes at step {self._recorded_step}"
-        if self._overheads:
-            title += f"; {median(self._overheads):.1%} of a step spent quantizing (median of {len(self._overheads)})"
-        columns = ["layer", "effective bits", "bins used", "imbalance", "codes flipped"]
-        return record_table(title, columns, rows)
+        return self._recorder.record(trainer, pl_module, overhead)
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
@@ -418,14 +369,14 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
         return {
             "version": STATE_VERSION,
             "arguments": self._arguments(),
-            "overheads": list(self._overheads),
+            "overheads": list(self._recorder.overheads),
             "unmeasured": list(self._unmeasured),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare the arguments with those of the checkpoint; warn if they differ."""
         check_state(self.state_key, state_dict)
-        self._overheads = deque(state_dict["overheads"], maxlen=OVERHEADS_KEPT)
+        self._recorder.overheads = deque(state_dict["overheads"], maxlen=OVERHEADS_KEPT)
         self._unmeasured = list(state_dict.get("unmeasured", []))
         changed = changed_arguments(state_dict["arguments"], self._arguments())
         if changed:
@@ -464,15 +415,12 @@ class QuantizationCallback(LevelReuse, FiniteGuard, FloatReadSearch, ABC):
         self._inputs = []
         self._schedule = None
         self._cache = None
-        self._monitor = CodeMonitor()
-        self._outlets = Outlets()
+        self._recorder.forget()
         self._warned = set()
-        self._recorded = {}
-        self._recorded_step = self._batch_step = 0
+        self._batch_step = 0
         self._stride = 1
         self._is_first_batch = False
         self._untrained: set[str] = set()
-        self._started = 0.0
         self._trained_as_float = ""
 
     def _release(self, pl_module: LightningModule) -> None:
@@ -499,11 +447,6 @@ def _sum_over_ranks(trainer: Trainer) -> Callable[[Tensor], Tensor] | None:
         return total
 
     return reduce
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _plain(value: Any) -> Any:
