@@ -35,5 +35,6 @@ def _bias_is_trained(layer: nn.Module) -> bool:
     weight, bias = layer._parameters.get("weight"), layer._parameters.get("bias")
     if weight is None or bias is None or is_lazy(weight) or not bias.numel() or weight.dim() < 2:
         return False
-    bound = 1 / math.sqrt(max(weight[0].numel(), 1))
-    return bool((bias != bias[0]).any()) and float(bias.abs().amax()) > 1.01 * bound
+    bound = 1 / math.sqrt(max(math.prod(weight.shape[1:]), 1))
+    values = bias.full_tensor() if hasattr(bias, "full_tensor") else bias  # of shards, which cannot be indexed
+    return bool((values != values[0]).any()) and float(values.abs().amax()) > 1.01 * bound

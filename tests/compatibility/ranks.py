@@ -17,6 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.utils.data import DataLoader
@@ -218,7 +219,9 @@ class Program:
 
 
 def can_shard() -> bool:
-    """Whether gloo can reduce and scatter, as FSDP2 does; it could not always."""
+    """Whether FSDP2 runs on a CPU, and gloo can reduce and scatter, as it does; neither could be always."""
+    if Version(torch.__version__) < Version("2.6"):
+        return False
     try:
         torch.distributed.reduce_scatter_tensor(torch.zeros(1), torch.zeros(2))
     except RuntimeError:

@@ -46,7 +46,7 @@ def ranks(folder: Path) -> Ranks:
 
 def skip_without_fsdp2(folder: Path, name: str) -> None:
     if (folder / WITHOUT_FSDP2).exists() and not (folder / f"{name}.rank0.pt").exists():
-        pytest.skip("the gloo of this torch cannot reduce and scatter, which FSDP2 needs")
+        pytest.skip("this torch cannot shard weights on a CPU by FSDP2")
 
 
 def assert_alike(first: dict[str, Any], second: dict[str, Any]) -> None:
