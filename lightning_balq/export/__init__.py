@@ -4,7 +4,7 @@
 ``packed`` writes and reads files of it, with the streams of ``bits`` and the metadata of ``header``; ``load`` makes a
 float model of a file, with the quantizers of ``stored``. ``deploy`` makes a model that computes in int8, of
 ``deploy_layers``, whose numbers come from ``integers``, with batch norms found by ``deploy_norms``; ``deploy_report``
-says what became of each layer.
+says what became of each layer. ``onnx`` writes ONNX files. By ``replacing``, existing files are replaced only whole.
 """
 
 from lightning_balq.export.bits import pack_codes, unpack_codes

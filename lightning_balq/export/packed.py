@@ -1,9 +1,7 @@
 """Packed files: quantized weights as k-bit codes and scales, everything else as it is, in one safetensors file."""
 
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +12,7 @@ from lightning_balq.export.bits import pack_codes
 from lightning_balq.export.describe import describe
 from lightning_balq.export.description import Description, QuantizedWeight, join
 from lightning_balq.export.header import CODES, KEPT, OTHER, PADDING, SCALE, from_metadata, to_metadata
+from lightning_balq.export.replacing import replacing
 
 
 def pack(model: nn.Module, path: str | os.PathLike[str]) -> Description:
@@ -56,7 +55,7 @@ def write_packed(description: Description, path: str | os.PathLike[str]) -> None
     others, ties = _untied(description.tensors)
     tensors |= {f"{OTHER}:{key}": value for key, value in others.items()}
     metadata = to_metadata(description, shared, ties)
-    with _replacing(Path(path)) as draft:
+    with replacing(Path(path)) as draft:
         save.save_file(tensors, str(draft), metadata=metadata)
 
 
@@ -130,30 +129,6 @@ def _untied(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
             first[id(tensor)] = key
             own[key] = tensor
     return own, ties
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a file beside ``path`` to write to, which takes its place if nothing goes wrong, else vanishes."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    draft = Path(name)
-    try:
-        yield draft
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        _give_usual_mode(draft)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def _give_usual_mode(path: Path) -> None:
-    """Let others read the file as they may read any: a temporary one is its owner's alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
 
 
 def _safetensors(module: str = "") -> ModuleType:

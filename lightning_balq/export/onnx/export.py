@@ -18,6 +18,7 @@ from lightning_balq.export.onnx.packages import onnx_library, torch_symbols
 from lightning_balq.export.onnx.plan import MODES, LayerPlan, Mode, plan_layers
 from lightning_balq.export.onnx.report import OnnxReport
 from lightning_balq.export.onnx.trace import NotExportableError, placeholders
+from lightning_balq.export.replacing import replacing
 from lightning_balq.functional._checks import check_choice
 from lightning_balq.nn.layers import clean_name
 
@@ -49,7 +50,7 @@ def export_onnx(
         model: quantized by a callback, by :func:`lightning_balq.quantize_` or by
             :func:`lightning_balq.export.load_packed`; float32, on the CPU. It is left as it is, and exported as it
             computes in evaluation mode.
-        path: file to write, by convention ``*.onnx``.
+        path: file to write, by convention ``*.onnx``; an existing one is replaced only by a whole one.
         example_inputs: arguments of the forward, a tensor, a sequence of arguments, or a mapping of keywords; their
             shapes are those of the file but for what is dynamic.
         mode: ``"portable"`` or ``"integer"``.
@@ -84,7 +85,8 @@ def export_onnx(
     onnx_library("helper").set_model_props(proto, {"lightning_balq": __version__, "mode": mode})
     onnx.checker.check_model(proto, full_check=True)
     path = Path(path)
-    onnx.save(proto, str(path))
+    with replacing(path) as draft:
+        onnx.save(proto, str(draft), format="protobuf")
     weights = list({id(weight): weight for weight in description.weights().values()}.values())
     return OnnxReport(
         path,

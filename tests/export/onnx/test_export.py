@@ -1,6 +1,7 @@
 """Files in ONNX Runtime, with the options that it has by default, are the quantized model."""
 
 import re
+from pathlib import Path
 
 import onnx
 import pytest
@@ -213,3 +214,36 @@ def test_training_mode_and_ranges_stay_as_they_were(tmp_path):
     assert model.training and model[1].training
     assert ranges == [float(quantizer.range) for quantizer in activation_quantizers(model)]
     assert_same(tmp_path / "m.onnx", model.eval(), arguments)
+
+
+def test_failed_write_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    model, arguments = quantized("linear")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"earlier")
+
+    def fill_the_disk(proto, draft, **options):
+        Path(draft).write_bytes(proto.SerializeToString()[:100])
+        raise OSError("disk full")
+
+    save = onnx.save
+    monkeypatch.setattr(onnx, "save", fill_the_disk)
+    with pytest.raises(OSError, match="disk full"):
+        export_onnx(model, path, arguments)
+    assert path.read_bytes() == b"earlier" and list(tmp_path.iterdir()) == [path]
+    monkeypatch.setattr(onnx, "save", save)
+    export_onnx(model, path, arguments)
+    assert_same(path, model, arguments)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_model_that_cannot_be_traced_leaves_the_file_that_was_there(tmp_path):
+    class Fails(nn.Sequential):
+        def forward(self, x):
+            raise RuntimeError("not today")
+
+    model = Fails(nn.Linear(2, 2))
+    quantize_(model, everything(BalancedQuantizer(2)))
+    (tmp_path / "m.onnx").write_bytes(b"earlier")
+    with pytest.raises(Exception, match="not today"):
+        export_onnx(model, tmp_path / "m.onnx", randn(1, 2))
+    assert (tmp_path / "m.onnx").read_bytes() == b"earlier" and len(list(tmp_path.iterdir())) == 1
