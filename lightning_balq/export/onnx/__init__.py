@@ -2,8 +2,9 @@
 
 ``export`` is the whole way; ``trace`` lets torch write the graph with a placeholder for everything quantized, and
 ``expand`` replaces placeholders by operators: those of ``decode`` (weights), ``activation``, ``product`` (integer
-products), ``convolution`` and ``recurrent``. ``forms`` decides what can be computed in integers. ``graph`` holds nodes
-under way, ``packages`` finds the libraries, ``report`` is what the caller gets.
+products), ``convolution`` and ``recurrent``. ``forms`` decides what can be computed in integers, and ``marks`` keeps
+the names of what goes into layers and comes out of them. ``graph`` holds nodes under way, ``packages`` finds the
+libraries, ``report`` is what the caller gets.
 """
 
 from lightning_balq.export.onnx.export import export_onnx

@@ -17,13 +17,16 @@ from lightning_balq.export.onnx.recurrent import RecurrentEmitter
 from lightning_balq.export.onnx.trace import DOMAIN, KEY
 
 
-def expand(model: Any, plans: Mapping[str, LayerPlan], weights: Mapping[str, QuantizedWeight]) -> None:
-    """Replace all placeholders of an ONNX model, in place.
+def expand(model: Any, plans: Mapping[str, LayerPlan], weights: Mapping[str, QuantizedWeight]) -> dict[str, str]:
+    """Replace all placeholders of an ONNX model, in place, and tell which values were marked.
 
     Args:
         model: ``onnx.ModelProto`` with placeholders.
         plans: of the layers by name.
         weights: quantized weights by key.
+
+    Returns:
+        Names of values by the keys of their marks.
     """
     expander = _Expander(plans, weights)
     expander.expand_graph(model.graph)
@@ -31,6 +34,7 @@ def expand(model: Any, plans: Mapping[str, LayerPlan], weights: Mapping[str, Qua
     kept = [entry for entry in model.opset_import if entry.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+    return expander.marks
 
 
 class _Expander:
@@ -41,12 +45,14 @@ class _Expander:
         self.weights = weights
         self.builder = GraphBuilder()
         self.renamed: dict[str, str] = {}
+        self.marks: dict[str, str] = {}
         self.kinds: dict[str, Callable[[str, list[str]], list[str]]] = {
             "Weight": self._weight,
             "Activation": self._activation,
             "Linear": self._linear,
             "Convolution": self._convolution,
             "Recurrent": self._recurrent,
+            "Mark": self._mark,
         }
 
     def expand_graph(self, graph: Any) -> None:
@@ -106,6 +112,10 @@ class _Expander:
         x, hidden, *cell = inputs
         outputs, last_hidden, last_cell = emitter.emit(self.builder, x, hidden, cell[0] if cell else "")
         return [outputs, last_hidden, last_cell] if cell else [outputs, last_hidden]
+
+    def _mark(self, key: str, inputs: list[str]) -> list[str]:
+        self.marks[key] = inputs[0]
+        return inputs
 
     def _parts(self, key: str) -> tuple[Any, Any, Any, Any]:
         plan = self.plans[key]

@@ -14,6 +14,7 @@ from lightning_balq.export.describe import describe
 from lightning_balq.export.description import Description
 from lightning_balq.export.onnx.expand import expand
 from lightning_balq.export.onnx.graph import OPSET
+from lightning_balq.export.onnx.marks import ENTRY, to_entry
 from lightning_balq.export.onnx.packages import onnx_library, torch_symbols
 from lightning_balq.export.onnx.plan import MODES, LayerPlan, Mode, plan_layers
 from lightning_balq.export.onnx.report import OnnxReport
@@ -81,8 +82,9 @@ def export_onnx(
     modules = {clean_name(name): module for name, module in model.named_modules()}
     plans = plan_layers(description, modules, mode, integer_convolutions=integer_convolutions)
     proto = _traced(model, plans, example_inputs, dynamic_shapes, input_names, output_names)
-    expand(proto, plans, description.weights())
-    onnx_library("helper").set_model_props(proto, {"lightning_balq": __version__, "mode": mode})
+    marks = expand(proto, plans, description.weights())
+    metadata = {"lightning_balq": __version__, "mode": mode, ENTRY: to_entry(marks)}
+    onnx_library("helper").set_model_props(proto, metadata)
     onnx.checker.check_model(proto, full_check=True)
     path = Path(path)
     with replacing(path) as draft:

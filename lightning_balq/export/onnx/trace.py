@@ -2,7 +2,7 @@
 
 While the context is open, quantized layers put operators of a domain of ours into the graph: ``Weight`` and
 ``Activation`` where a layer's forward reads a weight or quantizes its input, ``Linear``, ``Convolution`` and
-``Recurrent`` for layers that are written as a whole.
+``Recurrent`` for layers that are written as a whole, and ``Mark`` around all of them (see ``marks``).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from lightning_balq.export.description import join
 from lightning_balq.export.onnx.convolution import padding
+from lightning_balq.export.onnx.marks import marked
 from lightning_balq.export.onnx.packages import torch_symbols
 from lightning_balq.export.onnx.plan import LayerPlan, is_recurrent_layer
 from lightning_balq.export.stored import input_quantizer
@@ -45,6 +46,7 @@ def placeholders(model: nn.Module, plans: Mapping[str, LayerPlan]) -> Iterator[N
             else:
                 state: LayerQuantizer = plan.layer.__dict__[STATE]
                 stack.enter_context(_entry(plan.layer, STATE, _Tracing(plan, state)))
+        stack.enter_context(marked({plan.name: plan.layer for plan in plans.values()}, _mark))
         yield
 
 
@@ -139,6 +141,10 @@ def _recurrent(plan: LayerPlan, layer: Any, input: Any, hx: Any) -> Any:
     if not has_batch:
         outputs, ends = outputs.squeeze(0 if layer.batch_first else 1), [end.squeeze(1) for end in ends]
     return outputs, tuple(ends) if is_lstm else ends[0]
+
+
+def _mark(value: Tensor, key: str) -> Tensor:
+    return _symbol("Mark", (value,), key, value.dtype, value.shape)
 
 
 def _symbol(kind: str, inputs: tuple[Tensor, ...], key: str, dtype: torch.dtype, shape: Any) -> Tensor:
