@@ -1,5 +1,6 @@
 """What several test files use."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +37,15 @@ def own_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "HF_UPDATE_DOWNLOAD_COUNTS", False, raising=False)
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     monkeypatch.setattr(config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+
+
+@pytest.fixture(scope="session")
+def torch_reads_its_operators_once():
+    """Every export of torch to ONNX translates its whole library of operators, which takes longer than all else."""
+    from torch.onnx._internal.exporter import _registration
+
+    earlier = _registration.ONNXRegistry.__dict__["from_torchlib"]
+    read = functools.cache(_registration.ONNXRegistry.from_torchlib)
+    _registration.ONNXRegistry.from_torchlib = staticmethod(read)
+    yield
+    _registration.ONNXRegistry.from_torchlib = earlier

@@ -1,7 +1,7 @@
 """What a checkpoint or a packed file holds, layer by layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class WeightSummary:
         shape: of the weight; ``None`` where a file does not say.
         weights: how many values it has; 0 if they are another weight's.
         bytes: of its codes and scales.
-        effective_bitwidth: entropy of its codes in bits; ``None`` if not known.
+        counts: how often each code occurs, without pruned weights and padding; ``None`` if not known.
     """
 
     name: str
@@ -44,7 +44,12 @@ class WeightSummary:
     shape: list[int] | None
     weights: int
     bytes: int
-    effective_bitwidth: float | None
+    counts: list[int] | None
+
+    @property
+    def effective_bitwidth(self) -> float | None:
+        """Entropy of its codes in bits; ``None`` if not known, or there are none."""
+        return float(effective_bitwidth(torch.tensor(self.counts))) if self.counts and any(self.counts) else None
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,12 @@ class Summary:
         total = sum(weight.weights * (weight.effective_bitwidth or 0.0) for weight in known)
         return total / count if count else None
 
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, in plain values."""
+        weights = [asdict(weight) | {"effective_bitwidth": weight.effective_bitwidth} for weight in self.weights]
+        totals = {"total_bytes": self.total_bytes, "effective_bitwidth": self.effective_bitwidth}
+        return {**asdict(self), "weights": weights, **totals}
+
 
 def of_description(description: Description, kind: str) -> Summary:
     """Summarize what a packed file holds, or a model."""
@@ -104,7 +115,7 @@ def _of_weight(name: str, type_: str, inputs: dict[str, int], weight: QuantizedW
         list(weight.shape),
         0 if again else weight.codes.numel(),
         0 if again else weight.code_bytes + weight.scale.nbytes + extra,
-        _entropy(weight.codes[_on_grid(weight)], weight.bits),
+        _counts(weight.codes[_on_grid(weight)], weight.bits),
     )
 
 
@@ -166,7 +177,7 @@ def _of_sound_layer(
             channels = weight.shape[0] if weight.dim() else 1
             size = packed_size(weight.numel(), quantizer.bits) + 4 * quantizer.scales(channels)
         scale = learned.get(join(name, f"{LOG_SCALE}{key.replace('.', '_')}"))
-        entropy = None if weight is None else _entropy_of(weight, quantizer, layer.get("groups"), scale)
+        counts = None if weight is None else _counts_of(weight, quantizer, layer.get("groups"), scale)
         found.append(
             WeightSummary(
                 place,
@@ -177,13 +188,15 @@ def _of_sound_layer(
                 None if weight is None else list(weight.shape),
                 0 if weight is None else weight.numel(),
                 size,
-                entropy,
+                counts,
             )
         )
     return found
 
 
-def _entropy_of(weight: Tensor, quantizer: WeightQuantizer, groups: int | None, scale: Tensor | None) -> float | None:
+def _counts_of(
+    weight: Tensor, quantizer: WeightQuantizer, groups: int | None, scale: Tensor | None
+) -> list[int] | None:
     rows = weight if groups is None else swap_grouped(weight, groups)
     if isinstance(quantizer, LearnedScaleQuantizer):
         if scale is None:
@@ -192,8 +205,8 @@ def _entropy_of(weight: Tensor, quantizer: WeightQuantizer, groups: int | None, 
     else:
         codes = quantizer.codes(rows)
     zero = rows == 0  # pruned, or padding, unless all is
-    return _entropy(codes if bool(zero.all()) else codes[~zero], quantizer.bits)
+    return _counts(codes if bool(zero.all()) else codes[~zero], quantizer.bits)
 
 
-def _entropy(codes: Tensor, bits: int) -> float | None:
-    return float(effective_bitwidth(code_histogram(codes, bits))) if codes.numel() else None
+def _counts(codes: Tensor, bits: int) -> list[int]:
+    return [int(count) for count in code_histogram(codes, bits)]

@@ -1,52 +1,20 @@
 """The command ``balq``: what it prints, what it writes, and its exit codes."""
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lightning_balq import BalancedQuantization, LSQQuantization
 from lightning_balq.cli.main import main
 from lightning_balq.export import load_packed, read_packed
-from tests.callback.tiny import Batches, TinyModel, quiet_trainer, tiny_model
+from lightning_balq.functional import balanced_codes
+from tests.callback.tiny import TinyModel
 from tests.cli import tiny_models
+from tests.cli.commands import SIZED, TINY, run, strictly
 from tests.helpers import ROOT
-
-TINY, SIZED = "tests.callback.tiny:TinyModel", "tests.cli.tiny_models:Sized"
-
-
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Trained model and its checkpoint; made once."""
-    made: dict[str, Any] = {}
-
-    def make(name: str) -> tuple[TinyModel, Path]:
-        if name not in made:
-            root = tmp_path_factory.mktemp(name)
-            models = {"sized": lambda: tiny_models.Sized(width=5, classes=3), "late": tiny_models.Late}
-            torch.manual_seed(0)
-            model = models.get(name, tiny_model)()
-            callback = (
-                LSQQuantization(3, 3, activation_range="lsq", verbose=0)
-                if name == "lsq"
-                else BalancedQuantization(2, 4, verbose=0, blend_steps=100 if name == "blending" else 0)
-            )
-            trainer = quiet_trainer(root, callbacks=[callback])
-            trainer.fit(model, Batches())
-            trainer.save_checkpoint(root / "c.ckpt", weights_only=name == "weights only")
-            made[name] = model.eval(), root / "c.ckpt"
-        return made[name]
-
-    return make
-
-
-def run(*arguments: Any) -> int:
-    return main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize(
@@ -86,7 +54,7 @@ def test_verify_reports_what_differs_and_exits_with_1(fitted, tmp_path, capsys):
     assert run(*arguments) == 1
     assert "NOT EXACT" in capsys.readouterr().out
     assert run(*arguments, "--json") == 1
-    found = json.loads(capsys.readouterr().out)
+    found = strictly(capsys.readouterr().out)
     changed, same = found["layers"]
     assert (changed["name"], same["name"]) == ("net.3", "net.7")
     assert changed["weights"] > 0 and changed["outputs"] > 0 and same["weights"] == 0
@@ -104,7 +72,7 @@ def test_verify_takes_inputs_of_a_file(fitted, tmp_path, capsys):
     torch.save((torch.from_numpy(x),), tmp_path / "t.pt")
     for name in ("x.npy", "x.pt", "d.pt", "t.pt"):
         assert run("verify", packed, checkpoint, "--model", TINY, "--inputs", tmp_path / name, "--json") == 0
-        assert json.loads(capsys.readouterr().out.splitlines()[-1])["argmax_agreement"] == 1.0
+        assert strictly(capsys.readouterr().out.splitlines()[-1])["argmax_agreement"] == 1.0
 
 
 def test_verify_takes_integers_and_outputs_of_any_form(tmp_path, capsys):
@@ -121,7 +89,7 @@ def test_verify_takes_integers_and_outputs_of_any_form(tmp_path, capsys):
     assert run("pack", tmp_path / "c.ckpt", tmp_path / "m", *factory) == 0
     capsys.readouterr()
     assert run("verify", tmp_path / "m", tmp_path / "c.ckpt", *factory, "--shape", "4,2", "--tokens", 11, "--json") == 0
-    layers = json.loads(capsys.readouterr().out)["layers"]
+    layers = strictly(capsys.readouterr().out)["layers"]
     assert [layer["name"] for layer in layers] == ["embedding", "rnn", "head"]
 
 
@@ -133,7 +101,7 @@ def test_inspect_says_the_same_of_checkpoint_model_and_packed_file(fitted, tmp_p
         found = []
         for arguments in ((checkpoint,), (checkpoint, "--model", TINY), (tmp_path / "m.safetensors",)):
             assert run("inspect", *arguments, "--json") == 0
-            found.append(json.loads(capsys.readouterr().out))
+            found.append(strictly(capsys.readouterr().out))
         for summary in found:
             summary.pop("kind")
         assert found[0] == found[1] == found[2]
@@ -147,6 +115,20 @@ def test_inspect_says_the_same_of_checkpoint_model_and_packed_file(fitted, tmp_p
         assert found[0]["other_bytes"] == held
 
 
+def test_inspect_counts_the_codes_of_what_is_not_zero(fitted, tmp_path, capsys):
+    checkpoint = torch.load(fitted("plain")[1], weights_only=True)
+    weight = checkpoint["state_dict"]["net.7.weight"]
+    weight[::2] = 0
+    codes = balanced_codes(weight, 2)
+    checkpoint["lightning_balq"]["zeros"] = {"net.7": ["weight"]}
+    torch.save(checkpoint, tmp_path / "c.ckpt")
+    for arguments in ((), ("--model", TINY)):
+        assert run("inspect", tmp_path / "c.ckpt", "--json", *arguments) == 0
+        counts = strictly(capsys.readouterr().out)["weights"][1]["counts"]
+        assert counts == np.bincount(codes[weight != 0].numpy(), minlength=4).tolist()
+        assert sum(counts) == weight.numel() // 2
+
+
 def test_inspect_prints_a_table(fitted, capsys):
     assert run("inspect", fitted("plain")[1]) == 0
     text = capsys.readouterr().out
@@ -156,7 +138,7 @@ def test_inspect_prints_a_table(fitted, capsys):
 def test_inspect_says_that_a_network_is_not_quantized_yet(fitted, capsys):
     _, checkpoint = fitted("blending")
     assert run("inspect", checkpoint, "--json") == 0
-    assert 0 < json.loads(capsys.readouterr().out)["blend"] < 1
+    assert 0 < strictly(capsys.readouterr().out)["blend"] < 1
     assert run("pack", checkpoint, checkpoint.with_name("m"), "--model", TINY) == 2
     assert "the network is not quantized yet" in capsys.readouterr().err
 

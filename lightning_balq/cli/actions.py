@@ -1,0 +1,176 @@
+"""What each action of the command does; each returns its exit status."""
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_balq.cli.as_json import to_json
+from lightning_balq.cli.comparison import RULE, Comparison, compare, compare_exported
+from lightning_balq.cli.engines import run_onnx, run_program
+from lightning_balq.cli.exporting import ONNX, PROGRAM, check_suffix, write_onnx, write_program
+from lightning_balq.cli.sources import (
+    build_model,
+    is_checkpoint,
+    quantized_model,
+    random_inputs,
+    read_checkpoint,
+    read_inputs,
+)
+from lightning_balq.cli.summary import Summary, of_checkpoint, of_description
+from lightning_balq.cli.tables import comparison_table, deploy_table, onnx_table, summary_table
+from lightning_balq.export.describe import describe
+from lightning_balq.export.load import apply_
+from lightning_balq.export.packed import read_packed, write_packed
+
+FINE, FAILED, WRONG_INPUT = 0, 1, 2
+
+
+def run_inspect(options: Namespace) -> int:
+    """Say what a file holds."""
+    _print_summary(_inspected(options.file, options), options, _sized(options.file))
+    return FINE
+
+
+def run_pack(options: Namespace) -> int:
+    """Write a packed file."""
+    with _busy("packing"):
+        description = describe(quantized_model(options.model, options.arguments, options.checkpoint))
+        write_packed(description, options.output)
+    _print_summary(of_description(description, "packed"), options, _sized(options.output))
+    return FINE
+
+
+def run_export(options: Namespace) -> int:
+    """Write a file for an engine."""
+    path: Path = options.output
+    check_suffix(path)
+    given = {
+        "--mode": options.mode,
+        "--integer-convolutions": options.integer_convolutions,
+        "--input-names": options.input_names,
+        "--output-names": options.output_names,
+    }
+    unused = [name for name, value in given.items() if value and path.suffix == PROGRAM]
+    if unused:
+        raise ValueError(f"`{unused[0]}` is for files called *{ONNX}")
+    if options.integer_convolutions and options.mode != "integer":
+        raise ValueError("`--integer-convolutions` needs `--mode integer`")
+    args, kwargs = _inputs(options)
+    with _busy("exporting"):
+        model = quantized_model(options.model, options.arguments, options.checkpoint)
+        report: Any
+        if path.suffix == PROGRAM:
+            report = write_program(model, path, args, kwargs, dynamic=options.dynamic)
+            table = deploy_table(report, _sized(path))
+        else:
+            report = write_onnx(
+                model,
+                path,
+                args,
+                kwargs,
+                mode=options.mode or "portable",
+                integer_convolutions=options.integer_convolutions,
+                dynamic=options.dynamic,
+                input_names=options.input_names,
+                output_names=options.output_names,
+            )
+            table = onnx_table(report, _sized(path))
+    _print(options, {**asdict(report), "path": str(path), "size": path.stat().st_size}, table)
+    return FINE
+
+
+def run_verify(options: Namespace) -> int:
+    """Compare an exported file with its checkpoint."""
+    args, kwargs = _inputs(options)
+    path: Path = options.exported
+    with _busy("comparing"):
+        expected = quantized_model(options.model, options.arguments, options.checkpoint)
+        if path.suffix == ONNX:
+            comparison = compare_exported(expected, run_onnx(path, args, kwargs), args, kwargs)
+        elif path.suffix == PROGRAM:
+            comparison = compare_exported(expected, run_program(path, args, kwargs, expected), args, kwargs)
+        else:
+            comparison = _compare_packed(options, expected, args, kwargs)
+    is_engine = path.suffix in (ONNX, PROGRAM)
+    passed = comparison.agrees if is_engine else comparison.exact
+    rule = RULE if is_engine else "nothing differs"
+    _print(
+        options,
+        {**asdict(comparison), "exact": comparison.exact, "passed": passed, "rule": rule},
+        comparison_table(comparison, "differences"),
+        *_verdict(comparison, passed, rule, is_engine),
+    )
+    return FINE if passed else FAILED
+
+
+def _inputs(options: Namespace) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if options.inputs is None:
+        return random_inputs(options.shape, options.tokens, options.seed)
+    if options.tokens is not None:
+        raise ValueError("`--tokens` is for random inputs, of a `--shape`")
+    return read_inputs(options.inputs)
+
+
+def _compare_packed(options: Namespace, expected: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Comparison:
+    packed = read_packed(options.exported)
+    actual = build_model(options.model, options.arguments, read_checkpoint(options.checkpoint))
+    try:
+        apply_(packed, actual)
+    except ValueError as error:
+        raise ValueError(f"{str(options.exported)!r} does not fit the model: {error}") from error
+    return compare(expected, actual, packed, args, kwargs)
+
+
+def _verdict(comparison: Comparison, passed: bool, rule: str, is_engine: bool) -> list[str]:
+    words = ("agrees", "DIFFERS") if is_engine else ("exact", "NOT EXACT")
+    found = (
+        f"outputs: median difference {comparison.median:.3g}, largest {comparison.largest:.3g} "
+        f"(of {comparison.magnitude:.3g}), argmax agrees in {comparison.argmax_agreement:.2%}: {words[not passed]}"
+    )
+    return [*([comparison.note] if comparison.note else []), found, f"rule: {rule}"]
+
+
+def _inspected(path: Path, options: Namespace) -> Summary:
+    if options.arguments and options.model is None:
+        raise ValueError("`--arguments` are those of `--model`, which is not given")
+    if not is_checkpoint(path):
+        if options.model is not None:
+            raise ValueError("`--model` is for a checkpoint; a packed file says everything by itself")
+        return of_description(read_packed(path), "packed")
+    with _busy("reading"):
+        if options.model is not None:
+            return of_description(describe(quantized_model(options.model, options.arguments, path)), "checkpoint")
+        try:
+            return of_checkpoint(read_checkpoint(path))
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r}: {error}") from error
+
+
+def _print_summary(summary: Summary, options: Namespace, title: str) -> None:
+    _print(options, summary.as_dict(), summary_table(summary, title))
+
+
+def _print(options: Namespace, values: dict[str, Any], *parts: Table | str) -> None:
+    """Print values as JSON if that is asked for, else what is for people."""
+    if options.json:
+        print(to_json(values))
+        return
+    console = Console()
+    if not console.is_terminal:  # as wide as a table is, where nothing is too narrow for it
+        console = Console(width=10_000)
+    for part in parts:
+        console.print(part, highlight=False, markup=False)
+
+
+def _sized(path: Path) -> str:
+    return f"{path.name}: {path.stat().st_size:,} bytes"
+
+
+def _busy(text: str) -> Any:
+    """Show that something is under way, where somebody looks."""
+    return Console(stderr=True).status(text)
