@@ -13,6 +13,8 @@ from lightning_balq.cli.as_json import to_json
 from lightning_balq.cli.comparison import RULE, Comparison, compare, compare_exported
 from lightning_balq.cli.engines import run_onnx, run_program
 from lightning_balq.cli.exporting import ONNX, PROGRAM, check_suffix, write_onnx, write_program
+from lightning_balq.cli.page import records_page, summary_page
+from lightning_balq.cli.records import read_records
 from lightning_balq.cli.sources import (
     build_model,
     is_checkpoint,
@@ -26,6 +28,7 @@ from lightning_balq.cli.tables import comparison_table, deploy_table, onnx_table
 from lightning_balq.export.describe import describe
 from lightning_balq.export.load import apply_
 from lightning_balq.export.packed import read_packed, write_packed
+from lightning_balq.export.replacing import replacing
 
 FINE, FAILED, WRONG_INPUT = 0, 1, 2
 
@@ -106,6 +109,22 @@ def run_verify(options: Namespace) -> int:
         *_verdict(comparison, passed, rule, is_engine),
     )
     return FINE if passed else FAILED
+
+
+def run_report(options: Namespace) -> int:
+    """Write an HTML report."""
+    source: Path = options.source
+    if source.suffix == ".csv":
+        if options.model is not None or options.arguments:
+            raise ValueError("`--model` and `--arguments` are for a checkpoint, and records need none")
+        page = records_page(read_records(source), source.name)
+    else:
+        page = summary_page(_inspected(source, options), _sized(source))
+    with replacing(options.output) as draft:
+        draft.write_text(page, encoding="utf-8")
+    size = options.output.stat().st_size
+    _print(options, {"path": str(options.output), "size": size}, _sized(options.output))
+    return FINE
 
 
 def _inputs(options: Namespace) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_balq import __version__
-from lightning_balq.cli.actions import WRONG_INPUT, run_export, run_inspect, run_pack, run_verify
+from lightning_balq.cli.actions import WRONG_INPUT, run_export, run_inspect, run_pack, run_report, run_verify
 from lightning_balq.cli.sources import parse_arguments
 from lightning_balq.cli.tables import printable
 from lightning_balq.export.onnx.plan import MODES
@@ -17,6 +17,7 @@ ACTIONS = {
     "pack": run_pack,
     "export": run_export,
     "verify": run_verify,
+    "report": run_report,
 }
 
 
@@ -71,7 +72,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_model(verify, required=True)
     _add_inputs(verify, "of the shapes that the file takes")
 
-    for each in (inspect, pack, export, verify):
+    report = actions.add_parser("report", help="write an HTML page on a checkpoint, a packed file or records")
+    report.add_argument("source", type=Path, help="checkpoint, packed file, or metrics.csv of Lightning's CSVLogger")
+    report.add_argument("-o", "--output", type=Path, required=True, help="file to write; an existing one is replaced")
+    _add_model(report, required=False)
+
+    for each in (inspect, pack, export, verify, report):
         each.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return parser.parse_args(arguments)
 

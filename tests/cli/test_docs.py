@@ -56,12 +56,12 @@ def place(tmp_path, monkeypatch):
 
 
 def test_commands_of_the_page_run(place, capsys):
-    assert {arguments[0] for arguments in COMMANDS} == {"inspect", "pack", "export", "verify"}
+    assert {arguments[0] for arguments in COMMANDS} == {"inspect", "report", "pack", "export", "verify"}
     for arguments in COMMANDS:
         if not (MISSING and any(argument.endswith(".onnx") for argument in arguments)):
             assert run(*arguments) == 0, arguments
     made = {path.name for path in place.iterdir()} - {"my_package", "lightning_logs", "epoch=9.ckpt"}
-    assert made >= {"net.safetensors", "net.pt2"}
+    assert made >= {"network.html", "training.html", "net.safetensors", "net.pt2"}
     assert ("net.onnx" in made) == (not MISSING)
 
 
