@@ -4,11 +4,13 @@
 ``packed`` writes and reads files of it, with the streams of ``bits`` and the metadata of ``header``; ``load`` makes a
 float model of a file, with the quantizers of ``stored``. ``deploy`` makes a model that computes in int8, of
 ``deploy_layers``, whose numbers come from ``integers``, with batch norms found by ``deploy_norms``; ``deploy_report``
-says what became of each layer. ``onnx`` writes ONNX files. By ``replacing``, existing files are replaced only whole.
+says what became of each layer, and ``deploy_compile`` compiles it. ``onnx`` writes ONNX files. By ``replacing``,
+existing files are replaced only whole.
 """
 
 from lightning_balq.export.bits import pack_codes, unpack_codes
-from lightning_balq.export.deploy import compile_deploy, deploy_report, to_deploy
+from lightning_balq.export.deploy import deploy_report, to_deploy
+from lightning_balq.export.deploy_compile import compile_deploy, enable_int8_kernels
 from lightning_balq.export.deploy_report import DeployedLayer, DeployReport
 from lightning_balq.export.describe import describe
 from lightning_balq.export.description import (
@@ -31,6 +33,7 @@ __all__ = [
     "compile_deploy",
     "deploy_report",
     "describe",
+    "enable_int8_kernels",
     "load_packed",
     "multiples",
     "pack",

@@ -1,9 +1,7 @@
 """Make a model that computes in int8 of a quantized one, for ``torch.export`` and Inductor."""
 
 import copy
-import importlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +30,6 @@ from lightning_balq.nn.weights import RECURRENT, transposed_groups
 REPORT = "_balq_deployed"
 """Key of the report in the ``__dict__`` of a deploy model."""
 
-_COMPILER = "torch._inductor.config"
-"""Where weights are frozen. `torch.compile` takes the option too, but then fails on modules: it has to hold outside."""
-
 
 @torch.no_grad()
 def to_deploy(model: nn.Module) -> nn.Module:
@@ -45,7 +40,8 @@ def to_deploy(model: nn.Module) -> nn.Module:
     weight, so that pairs of products fit into 16 bits. Batch norms that follow convolutions go into their scales and
     biases. Every other layer computes in float what it computed before. :func:`deploy_report` tells which is which.
 
-    The result runs anywhere; integer kernels run after compilation with frozen weights: see :func:`compile_deploy`.
+    The result runs anywhere; integer kernels run after compilation with frozen weights: see
+    :func:`lightning_balq.export.compile_deploy`.
     Outputs differ from those of ``model`` by the rounding of float sums, about 1e-7 of the largest; where that moves an
     activation over a threshold, by one of its levels. Activations must be finite: NaN has no code.
 
@@ -123,26 +119,6 @@ def deploy_report(model: nn.Module) -> DeployReport:
     if not isinstance(report, DeployReport):
         raise ValueError(f"`model` must be what `to_deploy` returned, got another {type(model).__name__}")
     return report
-
-
-def compile_deploy(model: nn.Module) -> Callable[..., Any]:
-    """Compile a deploy model, or one that was exported from it, with its weights frozen, so that it runs in int8.
-
-    Args:
-        model: what :func:`to_deploy` returned, or ``torch.export.load(path).module()`` of a file made from that; what
-            changes in it after the first call goes unnoticed.
-
-    Returns:
-        A function that runs it without gradients; its first call compiles, which needs a C++ compiler.
-    """
-    config = importlib.import_module(_COMPILER)  # not at the top: it loads much that only this function needs
-    compiled = torch.compile(model)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad(), config.patch(freezing=True):
-            return compiled(*args, **kwargs)
-
-    return run
 
 
 def _copy(model: nn.Module) -> nn.Module:

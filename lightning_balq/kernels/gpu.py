@@ -13,6 +13,9 @@ from torch import Tensor
 from lightning_balq.kernels.native import SWITCH
 from lightning_balq.kernels.plain import is_plain
 
+LEAST_TRITON = 3, 2
+"""Oldest version in whose interpreter the kernels pass their tests."""
+
 
 def weight_kernels(weights: Sequence[Tensor]) -> ModuleType | None:
     """Return the module that quantizes these weights on their GPU, or ``None`` if they need the plain form."""
@@ -36,15 +39,23 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 @functools.cache
 def _module(name: str) -> ModuleType | None:
-    reason = f"they are turned off by {SWITCH}=0" if os.environ.get(SWITCH, "1") == "0" else None
+    is_off = os.environ.get(SWITCH, "1") == "0"
+    reason = f"they are turned off by {SWITCH}=0" if is_off else _why_not_triton()
     if reason is None:
-        try:
-            return importlib.import_module(f"lightning_balq.kernels.cuda.{name}")
-        except ImportError as error:
-            reason = f"triton cannot be imported ({error}); install it"
+        return importlib.import_module(f"lightning_balq.kernels.cuda.{name}")
     warnings.warn(
         f"lightning_balq runs without compiled CUDA kernels for {name}, and is slower: {reason}",
         RuntimeWarning,
         stacklevel=2,
     )
+    return None
+
+
+def _why_not_triton() -> str | None:
+    try:
+        version: str = importlib.import_module("triton").__version__
+    except ImportError as error:
+        return f"triton cannot be imported ({error}); install it"
+    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TRITON:
+        return f"triton {version} is older than 3.2, below which they compute something else; update torch"
     return None

@@ -13,13 +13,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from lightning_balq.nn.layers import LOG_SCALE, clean_name
+from lightning_balq.nn.layers import clean_name
 
-LARGEST = 2.0**120
-"""Largest magnitude of a range: its levels and their sums of squares are finite in float32."""
-
-LARGEST_LOG = 80.0
-"""Largest magnitude of the logarithm of a scale: the scale is a normal float32 number."""
+LARGEST = torch.finfo(torch.float32).max
+"""Largest magnitude of a range or of what is learned: training may let them grow, and what was saved must load."""
 
 
 def refuse(key: str, expected: str, value: Any) -> NoReturn:
@@ -106,9 +103,8 @@ def check_learned(key: str, learned: Any, sections: tuple[str, ...], present: Ma
             refuse(f"{key}[{section!r}]", f"one of the sections {', '.join(map(repr, sections))}", section)
         for name, value in check_mapping(f"{key}[{section!r}]", values).items():
             place = f"{key}[{section!r}][{name!r}]"
-            bound = LARGEST_LOG if name.rpartition(".")[2].startswith(LOG_SCALE) else LARGEST
-            if not _is_readable(value) or not value.is_floating_point() or not _is_within(value, -bound, bound):
-                refuse(place, f"a floating-point tensor of magnitudes up to {bound:g}", value)
+            if not _is_readable(value) or not value.is_floating_point() or not _is_within(value, -LARGEST, LARGEST):
+                refuse(place, f"a floating-point tensor of magnitudes up to {LARGEST:g}", value)
             own = present.get(clean_name(name))
             if own is not None and value.shape != own.shape:
                 refuse(place, f"of shape {tuple(own.shape)}, as the model has it", value)

@@ -17,7 +17,7 @@ from packaging.version import Version
 from torch import Tensor
 
 import lightning_balq
-from lightning_balq.nn import quantized_layers
+from lightning_balq.nn import learned_parameters, quantized_layers
 from tests.callback.tiny import Batches, TinyModel, quiet_trainer
 from tests.compatibility import kills
 from tests.compatibility.methods import METHODS, decaying, each_method, fixed, learned, state
@@ -275,8 +275,8 @@ HOSTILE = {
 HOSTILE_LEARNED = {
     "learned: section": (("lightning_balq", "learned", "loops"), {}, r"one of the sections 'state_dict', .*'loops'"),
     "scale: text": (SCALE, "x", r"\['net.3.balq_log_scale_weight'\]` must be a floating-point .*got 'x' of type"),
-    "scale: NaN": (SCALE, torch.tensor([math.nan]), r"magnitudes up to 80, got a tensor of shape \(1,\)"),
-    "scale: huge": (SCALE, torch.tensor([200.0]), "magnitudes up to 80"),
+    "scale: NaN": (SCALE, torch.tensor([math.nan]), r"magnitudes up to 3.4.*, got a tensor of shape \(1,\)"),
+    "scale: infinite": (SCALE, torch.tensor([-math.inf]), "magnitudes up to 3.4"),
     "scale: shape": (SCALE, torch.ones(2, 2), r"of shape .*, as the model has it, got a tensor of shape \(2, 2\)"),
     "scale: input": (INPUT_SCALE, torch.ones(5), r"\['net.7.balq_log_scale_input'\]` must be of shape \(1,\)"),
     "optimizer: no groups": ((*OPTIMIZER, "param_groups"), REMOVED, "got \"one without 'param_groups'\""),
@@ -310,6 +310,23 @@ def test_hostile_metadata_is_refused_and_the_model_is_left_as_it_was(
     place, value, message = (HOSTILE | HOSTILE_LEARNED)[case]
     path = damaged(saved_by[name].path, place, value, tmp_path / "hostile.ckpt")
     saved_by[name].is_refused(tmp_path, path, ValueError, message)
+
+
+def test_learned_values_that_grew_beyond_all_use_are_loaded_all_the_same(
+    tmp_path: Path, saved_by: dict[str, Saved]
+) -> None:
+    path = damaged(saved_by["learned"].path, SCALE, torch.tensor([-256.0]), tmp_path / "diverged.ckpt")
+    path = damaged(path, INPUT_SCALE, torch.tensor([1e30]), path)
+    begun: list[dict[str, float]] = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            begun.append({name: float(value) for name, value, _ in learned_parameters(pl_module)})
+
+    model = decaying()
+    fit(tmp_path, model, METHODS["learned"](non_finite="warn"), Look(), ckpt_path=path, max_epochs=9)
+    assert begun[0]["net.3.balq_log_scale_weight"] == -256 and begun[0]["net.7.balq_log_scale_input"] > 9e29
+    assert len(model.losses) > 0
 
 
 def test_unknown_layers_pass_where_the_module_takes_what_fits(tmp_path: Path) -> None:

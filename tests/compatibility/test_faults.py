@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from lightning_balq import BalancedQuantization, LSQQuantization
+from lightning_balq import BalancedQuantization
 from lightning_balq.nn import NonFiniteError, quantized_layers
 from tests.callback.tiny import Batches, TinyModel, quiet_trainer, tiny_model
 
@@ -82,7 +82,7 @@ def test_weights_that_training_itself_blows_up_are_found_at_the_next_record(tmp_
             return torch.optim.SGD(self.parameters(), 1e20)
 
     torch.manual_seed(0)
-    trainer = quiet_trainer(tmp_path, callbacks=[LSQQuantization(2, verbose=0, record_every_n_steps=5)])
+    trainer = quiet_trainer(tmp_path, callbacks=[BalancedQuantization(2, verbose=0, record_every_n_steps=5)])
     with pytest.raises(NonFiniteError, match=r"of layer 'net.3' .* \(one of 2 layers\), after step 5"):
         trainer.fit(Diverging(), Batches())
 

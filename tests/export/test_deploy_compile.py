@@ -1,18 +1,24 @@
 """Deploy models become files, and compiled code that runs every integer layer in an int8 kernel."""
 
 import re
+import sys
+import types
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import nn
+from torch._inductor.fx_passes import quantization
 
 from lightning_balq import BalancedQuantizer, quantize_
-from lightning_balq.export import compile_deploy, deploy_report, to_deploy
+from lightning_balq.export import compile_deploy, deploy_report, enable_int8_kernels, to_deploy
 from lightning_balq.nn import QuantizationConfig
 from recipes.models.resnet import resnet18
 from tests.export.zoo import assert_same_bits, observe, run
 from tests.helpers import everything, randn, run_python
 
+HAS_KERNELS = hasattr(quantization, "_register_quantization_weight_pack_pass") or find_spec("torchao")
+needs_kernels = pytest.mark.skipif(not HAS_KERNELS, reason="from torch 2.14 on int8 kernels need torchao")
 KERNELS = r"torch\.ops\.onednn\.(qconv|qconv2d|qlinear)_pointwise\."
 
 
@@ -107,6 +113,32 @@ def test_layers_that_stay_float_are_exported_too(tmp_path):
     )  # plain, not compiled code
 
 
+@pytest.fixture
+def without_own_passes(monkeypatch):
+    """A torch that left the passes to torchao."""
+    monkeypatch.delattr(quantization, "_register_quantization_weight_pack_pass", raising=False)
+    enable_int8_kernels.cache_clear()
+    yield
+    enable_int8_kernels.cache_clear()
+
+
+def test_kernels_that_are_missing_are_named_with_what_to_install(without_own_passes, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)  # cannot be imported
+    with pytest.raises(ImportError, match=r"to float: .* in torchao, pip install lightning-balq\[int8\]"):
+        compile_deploy(nn.Identity())
+
+
+def test_kernels_are_taken_once_from_torchao_where_torch_has_none(without_own_passes, monkeypatch):
+    calls = []
+    passes = types.ModuleType("passes")
+    passes._register_quantization_weight_pack_pass = lambda: calls.append(1)
+    monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.inductor_passes.x86", passes)
+    for _ in range(2):
+        compile_deploy(nn.Identity())
+    assert calls == [1]
+
+
+@needs_kernels
 def test_compiled_code_calls_an_int8_kernel_for_every_layer():
     x = randn(2, 3, 9, 7)
     deployed = ready(signed_and_unsigned(), x)
@@ -116,6 +148,7 @@ def test_compiled_code_calls_an_int8_kernel_for_every_layer():
     assert float((output - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
 
 
+@needs_kernels
 @pytest.mark.slow
 def test_compiled_code_rounds_ties_as_the_layer_does():
     layer = nn.Linear(4096, 3)
@@ -130,6 +163,7 @@ def test_compiled_code_rounds_ties_as_the_layer_does():
     assert float((output - expected).abs().max()) <= 1e-6 * float(expected.abs().max())
 
 
+@needs_kernels
 @pytest.mark.slow
 def test_resnet18_from_a_file_has_19_int8_convolutions(tmp_path):
     torch.manual_seed(0)

@@ -47,7 +47,7 @@ def test_one_tensor_that_they_cannot_take_leaves_all_to_the_plain_form(on_gpu):
 
 @pytest.mark.parametrize(("capability", "taken"), [((7, 5), False), ((8, 0), True)], ids=str)
 def test_bfloat16_is_taken_by_gpus_that_have_it(on_gpu, capability, taken):
-    pytest.importorskip("triton", reason="the kernels need triton")
+    pytest.importorskip("triton", "3.2", reason="the kernels need triton 3.2")
     on_gpu(*capability)
     assert gpu.activation_kernels(randn(3)) is not None
     assert (gpu.activation_kernels(randn(3, dtype=torch.bfloat16)) is not None) == taken
@@ -73,3 +73,11 @@ def test_triton_that_is_missing_is_named_in_one_warning(on_gpu, monkeypatch):
     monkeypatch.delitem(sys.modules, "lightning_balq.kernels.cuda.activations", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)  # cannot be imported
     assert_warned_once("for activations, and is slower: triton cannot be imported .*; install it")
+
+
+def test_triton_that_is_too_old_is_named_in_one_warning(on_gpu, monkeypatch):
+    triton = pytest.importorskip("triton", reason="the kernels need triton")
+    on_gpu(9, 0)
+    monkeypatch.delenv("LIGHTNING_BALQ_KERNELS", raising=False)
+    monkeypatch.setattr(triton, "__version__", "3.1.0")
+    assert_warned_once("for activations, and is slower: triton 3.1.0 is older than 3.2, .*; update torch")
