@@ -32,7 +32,7 @@ def test_tensors_of_a_cpu_need_the_plain_form():
 
 
 def test_kernels_are_those_of_weights_and_of_activations(on_gpu):
-    pytest.importorskip("triton", reason="the kernels need triton")
+    pytest.importorskip("triton", "3.2", reason="the kernels need triton 3.2")
     on_gpu(9, 0)
     weights, activations = gpu.weight_kernels([randn(3), randn(2, 2)]), gpu.activation_kernels(randn(3))
     assert weights.__name__ == "lightning_balq.kernels.cuda.weights"
