@@ -3,7 +3,7 @@
 A file may name another by the key ``base``, relative to its own folder. What it says itself wins; mappings are merged
 key by key, everything else is replaced.
 
-What a file says under ``widths`` is for :mod:`recipes.compare`, and no setting of a training.
+What a file says under ``widths`` and ``from_float`` is for :mod:`recipes.compare`, and no setting of a training.
 """
 
 import json
@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 BASE = "base"
-WIDTHS = "widths"
+WIDTHS, FROM_FLOAT = "widths", "from_float"
+OF_COMPARISONS = (WIDTHS, FROM_FLOAT)
 OPTIONS = ("--config", "-c")
 
 
@@ -71,7 +72,8 @@ def expand(arguments: Sequence[str]) -> list[str]:
         ValueError: if a file cannot be expanded.
     """
     files, others = _split(arguments[1:])
-    texts = [json.dumps({key: value for key, value in load(Path(file)).items() if key != WIDTHS}) for file in files]
+    settings = [{key: value for key, value in load(Path(file)).items() if key not in OF_COMPARISONS} for file in files]
+    texts = [json.dumps(setting) for setting in settings]
     return [*arguments[:1], *[word for text in texts for word in (OPTIONS[0], text)], *others]
 
 

@@ -24,11 +24,18 @@ def environment(device: torch.device) -> dict[str, Any]:
         "lightning": lightning.__version__,
         "lightning_balq": lightning_balq.__version__,
         "sources": source_digest(),
-        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        **_described(device),
         "threads": torch.get_num_threads(),
         "commit": commit,
         "dirty": None if changes is None else bool(changes),
     }
+
+
+def _described(device: torch.device) -> dict[str, str | None]:
+    """Name of a device, and of a GPU the version of CUDA that torch was built with."""
+    if device.type == "cpu":
+        return {"device": "cpu"}
+    return {"device": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
 
 
 def source_digest() -> str:

@@ -4,17 +4,19 @@
     python -m recipes.compare run RECIPE --method lsq --bits 2/2 --seed 0 --results FOLDER
     python -m recipes.compare table --results FOLDER
 
-`all` runs what is missing and skips what is recorded; it may be killed at any moment and called again. `run` is one
-cell of it, for a scheduler of your own: many may work on one folder. `table` writes tables and figures.
+`all` runs what is missing and skips what is recorded; it may be killed at any moment and called again, or stops by
+itself after `--budget` seconds; interrupted runs go on from their last epoch. `run` is one cell of it, for a scheduler
+of your own: many may work on one folder. `table` writes tables and figures.
 """
 
 import argparse
+import math
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from recipes.compare.cells import (
     FLOAT,
@@ -29,9 +31,10 @@ from recipes.compare.cells import (
     methods,
     parse_width,
 )
-from recipes.compare.records import FAILED, Record, Results, read
+from recipes.compare.records import FAILED, Results, read
+from recipes.compare.runs import run_missing, said
 from recipes.compare.scheduler import BUSY, Scheduler
-from recipes.compare.summary import scale, settings_of
+from recipes.compare.summary import settings_of
 from recipes.compare.tables import BASELINE, csv_table, markdown_tables
 
 WRONG_INPUT, INTERRUPTED = 2, 130
@@ -44,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: of the command line; those of this process by default.
 
     Returns:
-        The exit status: 0, 1 if a run failed, 2 for wrong input, 75 if another program is at work on the cell.
+        The exit status: 0, 1 if a run failed, 2 for wrong input, 75 if runs are left for another call.
     """
     options = parse(arguments)
     actions = {"all": run_all, "run": run_one, "table": write_tables}
@@ -58,36 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_all(options: argparse.Namespace) -> int:
     """Run every cell that is missing."""
+    deadline = None if options.budget is None else time.monotonic() + options.budget
     check_recipe(options.recipe, options.overrides)
     chosen = choose(methods(), options.methods)
     results, console = Results(options.results), Console(stderr=True)
     for line in left_out(chosen, options.bits):
         console.print(line, highlight=False)
     cells = list(all_cells(options.recipe, chosen, options.bits, range(options.seeds), options.overrides))
-    due = [cell for cell in cells if results.is_due(cell.name, options.retry)]
-    console.print(f"{len(cells)} runs, {len(cells) - len(due)} of them recorded", highlight=False)
-    failed = _run_due(due, Scheduler(results, _how(options), options.jobs, options.gpus), console)
-    earlier = [cell for cell in cells if (results.record(cell.name) or {}).get("status") == FAILED]
-    if earlier:
-        console.print(f"{len(earlier)} runs have failed; `--retry` runs them again", style="red", highlight=False)
-    return int(bool(failed or earlier))
-
-
-def _run_due(due: Sequence[Cell], scheduler: Scheduler, console: Console) -> int:
-    """Run cells behind a progress bar; return how many failed."""
-    columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
-    failed = 0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=len(due))
-
-        def announce(cell: Cell, record: Record | None) -> None:
-            nonlocal failed
-            failed += record is not None and record["status"] == FAILED
-            progress.console.print(f"{cell.label}: {_said(record)}", highlight=False, markup=False, soft_wrap=True)
-            progress.advance(bar)
-
-        scheduler.run(due, announce)
-    return failed
+    scheduler = Scheduler(results, _how(options), options.jobs, options.gpus, deadline)
+    return run_missing(cells, scheduler, console)
 
 
 def run_one(options: argparse.Namespace) -> int:
@@ -98,7 +80,7 @@ def run_one(options: argparse.Namespace) -> int:
     from recipes.compare.training import run  # not at the top: it imports torch
 
     record = run(cell, Results(options.results), _how(options))
-    print(f"{cell.label}: {_said(record)}")
+    print(f"{cell.label}: {said(record)}")
     return BUSY if record is None else int(record["status"] == FAILED)
 
 
@@ -147,6 +129,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     every.add_argument("--jobs", type=_positive, default=1, help="runs at a time; default: 1")
     every.add_argument("--gpus", nargs="+", default=[], metavar="GPU",
                        help="GPUs to spread them over, as in CUDA_VISIBLE_DEVICES")  # fmt: skip
+    every.add_argument("--budget", type=_seconds, metavar="SECONDS", help="stop after this time; default: never")
     one = actions.add_parser("run", parents=[shared], help="run one cell")
     one.add_argument("--method", required=True, metavar="NAME", help=f"{', '.join(methods())}")
     one.add_argument("--bits", type=_bits, metavar="W/A", help="as above; none for the method float")
@@ -173,19 +156,6 @@ def _how(options: argparse.Namespace) -> Options:
     return Options(options.threads, options.data_path, options.start_over, options.retry)
 
 
-def _said(record: Record | None) -> str:
-    """What is shown of a run that ended."""
-    if record is None:
-        return "another program is at work on it"
-    if record["status"] == FAILED:
-        return f"failed: {record['error']} ({record['log']})"
-    if record["diverged"]:
-        return "diverged"
-    metric = record["metric"]
-    value = "" if metric is None else f"{metric} {scale(metric) * record['test'][metric]:.2f}, "
-    return f"{value}{record['epochs']} epochs in {record['seconds']:.1f} s"
-
-
 def _bits(text: str) -> Width:
     try:
         return parse_width(text)
@@ -197,6 +167,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text!r}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, 0 or more, got {text!r}")
+    return seconds
 
 
 def _fail(message: str, status: int) -> int:

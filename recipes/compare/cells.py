@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recipes.configuration import WIDTHS, load
+from recipes.configuration import FROM_FLOAT, WIDTHS, load
 
 FOLDER = Path(__file__).parents[1] / "methods"
 FLOAT = "float"
@@ -69,12 +69,14 @@ class Method:
         file: settings; ``None`` for the float network.
         weight_bits: widths of weights.
         activation_bits: widths of activations.
+        from_float: whether its networks begin with the weights of the trained float network of the same seed.
     """
 
     name: str
     file: Path | None
     weight_bits: tuple[int | None, ...]
     activation_bits: tuple[int | None, ...]
+    from_float: bool = False
 
     def admits(self, width: Width) -> bool:
         """Whether it is made for a width."""
@@ -87,13 +89,18 @@ class Method:
         return f"weights of {weights} and activations of {activations} bits"
 
 
+FLOAT_METHOD = Method(FLOAT, None, (None,), (None,))
+
+
 def methods(folder: Path = FOLDER) -> dict[str, Method]:
     """Every method by name: the float network, and the files of a folder."""
-    found = {FLOAT: Method(FLOAT, None, (None,), (None,))}
+    found = {FLOAT: FLOAT_METHOD}
     for file in sorted(folder.glob("*.yaml")):
-        widths = load(file).get(WIDTHS, {})
+        settings = load(file)
+        widths = settings.get(WIDTHS, {})
         weights, activations = widths.get("weight_bits", BITS), widths.get("activation_bits", (*BITS, None))
-        found[file.stem] = Method(file.stem, file, tuple(weights), tuple(activations))
+        from_float = settings.get(FROM_FLOAT, False)
+        found[file.stem] = Method(file.stem, file, tuple(weights), tuple(activations), from_float)
     return found
 
 
@@ -130,6 +137,13 @@ class Cell:
         """Name that no cell with other settings has, whatever their files are called."""
         settings = [self.setting, None if self.method.file is None else load(self.method.file)]
         return f"{self.recipe.stem}--{self.method.name}--{self.width}--seed{self.seed}--{_digest(settings)}"
+
+    @property
+    def start(self) -> "Cell | None":
+        """The cell of the float network that this one begins with, if it does."""
+        if not self.method.from_float:
+            return None
+        return Cell(self.recipe, FLOAT_METHOD, Width(None, None), self.seed, self.overrides)
 
     @property
     def label(self) -> str:

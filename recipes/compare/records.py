@@ -1,7 +1,8 @@
 """What came out of each cell: one file for each, written whole or not at all, so that no lock and no repair is needed.
 
 A folder of results has ``records/<cell>.json``, one JSON object of one line, and ``runs/<cell>/``, with the log of the
-run and, while it is not finished, the checkpoint that it goes on from.
+run and, while it is not finished, the checkpoint that it goes on from; that of a float network is kept, for those that
+begin with it.
 """
 
 import json

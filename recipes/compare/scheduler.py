@@ -4,8 +4,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from multiprocessing.process import BaseProcess
@@ -31,35 +32,74 @@ class Scheduler:
         options: how to run each.
         jobs: processes at work at once.
         gpus: what each of them sees as its GPU, in turn, as in ``CUDA_VISIBLE_DEVICES``; none: what this process sees.
+        deadline: when to stop, as ``time.monotonic()`` counts; ``None`` for never. What is running then goes on from
+            its last epoch when it is run again.
     """
 
     results: Results
     options: Options
     jobs: int
     gpus: Sequence[str] = ()
+    deadline: float | None = None
     _free: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
     _processes: set[BaseProcess] = field(default_factory=set)
     _stopped: bool = False
 
-    def run(self, cells: Sequence[Cell], announce: Announce) -> None:
-        """Run cells; call ``announce`` with each and its record, ``None`` if another program is at work on it."""
+    def run(self, cells: Sequence[Cell], announce: Announce) -> list[Cell]:
+        """Run cells in their order, but those that begin with a float network only when that is recorded.
+
+        Args:
+            cells: to be run.
+            announce: called with each that ended and its record, ``None`` if another program is at work on it.
+
+        Returns:
+            Those that have no new record: the deadline came first, or another program is at work on them.
+        """
         os.environ["OMP_NUM_THREADS"] = str(self.options.threads)  # of the server, and so of all that it forks
         self._context = multiprocessing.get_context(START)
         if START == "forkserver":
             self._context.set_forkserver_preload(["recipes.compare.training"])
         for gpu in islice(cycle(self.gpus or [None]), self.jobs):
             self._free.put(gpu)
+        waiting, left = list(cells), []
+        running: dict[Future[Record | None], Cell] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
-            futures = {pool.submit(self._run, cell): cell for cell in cells}
             try:
-                for future in as_completed(futures):
-                    announce(futures[future], future.result())
+                while True:
+                    while len(running) < self.jobs and (cell := self._next(waiting, list(running.values()))):
+                        waiting.remove(cell)
+                        running[pool.submit(self._run, cell)] = cell
+                    if not running:
+                        return left + waiting
+                    ended, _ = wait(running, self._seconds_left(), FIRST_COMPLETED)
+                    if not ended:
+                        self._stop()
+                    for future in ended:
+                        cell, record = running.pop(future), future.result()
+                        left += [cell] if record is None else []
+                        if record is not None or not self._stopped:
+                            announce(cell, record)
             except BaseException:
                 self._stop()
                 raise
 
+    def _next(self, waiting: Sequence[Cell], running: Sequence[Cell]) -> Cell | None:
+        """The first cell that can be run now."""
+        if self._stopped or self._seconds_left() == 0:
+            return None
+        unfinished = {cell.name for cell in (*waiting, *running) if cell.start is None}
+        return next((cell for cell in waiting if self._can_start(cell, unfinished)), None)
+
+    def _can_start(self, cell: Cell, unfinished: set[str]) -> bool:
+        start = cell.start
+        return start is None or (start.name not in unfinished and self.results.record(start.name) is not None)
+
+    def _seconds_left(self) -> float | None:
+        """Seconds to the deadline; ``None`` if there is none, or if it has passed and processes are ending."""
+        return None if self.deadline is None or self._stopped else max(0.0, self.deadline - time.monotonic())
+
     def _run(self, cell: Cell) -> Record | None:
-        """Run a cell in a process, and wait for it."""
+        """Run a cell in a process, and wait for it; return its record if it has a new one."""
         if self._stopped:
             return None
         folder = self.results.run(cell.name)
@@ -74,18 +114,18 @@ class Scheduler:
         self._processes.discard(process)
         self._free.put(gpu)
         record = self.results.record(cell.name)
+        if record != before:
+            return record
         if process.exitcode == BUSY or self._stopped:
             return None
-        if record == before and process.exitcode:
-            record = self._died(cell, folder, process.exitcode)
-        return record
+        return self._died(cell, folder, process.exitcode) if process.exitcode else record
 
     def _died(self, cell: Cell, folder: Path, exitcode: int | None) -> Record:
         """Record a process that ended without a record, such as one that the system killed for want of memory."""
         from recipes.compare.training import failure  # not at the top: it imports torch
 
         how = f"signal {-exitcode}" if exitcode is not None and exitcode < 0 else f"exit status {exitcode}"
-        record = cell.described() | failure(f"the process ended by {how}", folder)
+        record = cell.described() | failure(cell, f"the process ended by {how}", folder)
         self.results.write(cell.name, record)
         return record
 

@@ -1,6 +1,7 @@
 """Run one cell: train, test the network of the last epoch, and record what came out."""
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,9 +12,10 @@ from filelock import FileLock, Timeout
 
 from lightning_balq.callback import QuantizationCallback
 from lightning_balq.nn.monitor import CodeMonitor
-from recipes.compare.cells import Cell, Options
+from recipes.compare.cells import FLOAT, Cell, Options
 from recipes.compare.history import History, finite
 from recipes.compare.records import FAILED, FINISHED, LOG, METRICS, Record, Results
+from recipes.configuration import load
 from recipes.environment import environment
 from recipes.train import TrainingProgram, main
 
@@ -39,49 +41,64 @@ def run(cell: Cell, results: Results, options: Options) -> Record | None:
         # The system gives the lock back however a process ends.
         with FileLock(folder / "lock", timeout=0):
             if results.is_due(cell.name, options.retry):
-                record = attempt(cell, folder, options)
+                record = attempt(cell, results, options)
                 results.write(cell.name, record)
-                if record["status"] == FINISHED:
+                # Others may begin with a float network.
+                if record["status"] == FINISHED and (cell.method.name != FLOAT or record["diverged"]):
                     (folder / LAST).unlink(missing_ok=True)
     except Timeout:
         return None
     return results.record(cell.name)
 
 
-def attempt(cell: Cell, folder: Path, options: Options) -> Record:
+def attempt(cell: Cell, results: Results, options: Options) -> Record:
     """Train and test the network of a cell; return its record, also if that failed.
 
     Interruptions are no failures and are raised.
     """
     torch.set_num_threads(options.threads)
+    folder = results.run(cell.name)
     try:
-        return cell.described() | train(cell, folder, options)
+        return cell.described() | train(cell, folder, [*place(folder, options), *start(cell, folder, results)])
     except (Exception, SystemExit) as error:
         if isinstance(error, SystemExit) and error.code != WRONG_OPTION:
             raise
         traceback.print_exc()
         refused = isinstance(error, SystemExit)
         message = "a setting was refused, the log says which" if refused else f"{type(error).__name__}: {error}"
-        return cell.described() | failure(message, folder)
+        return cell.described() | failure(cell, message, folder)
 
 
-def failure(message: str, folder: Path) -> Record:
+def failure(cell: Cell, message: str, folder: Path) -> Record:
     """What a record says of a run that failed."""
     log = f"runs/{folder.name}/{LOG}"
     described = {"status": FAILED, "error": message.splitlines()[0], "log": log, "configuration": None}
-    return described | environment(torch.device("cpu"))
+    return described | environment(device_of(cell))
 
 
-def train(cell: Cell, folder: Path, options: Options) -> Record:
-    """Train and test the network of a cell; return what came out."""
+def device_of(cell: Cell) -> torch.device:
+    """The device that a cell is, or would have been, trained on."""
+    trainer = load(cell.recipe).get("trainer", {})
+    accelerator = cell.changes.get("trainer.accelerator", trainer.get("accelerator"))
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def train(cell: Cell, folder: Path, options: Sequence[str]) -> Record:
+    """Train and test the network of a cell; return what came out.
+
+    Args:
+        cell: which network.
+        folder: where it works.
+        options: of the command line, for where and how.
+    """
     history = History()
     try:
-        program = main([*cell.arguments(), *place(folder, options)], callbacks=[history])
+        program = main([*cell.arguments(), *options], callbacks=[history])
     except Exception:
         if not history.diverged:
             raise
         # Weights that are not finite make the next step fail, here or there.
-        ended = {"configuration": None} | environment(torch.device("cpu"))
+        ended = {"configuration": None} | environment(device_of(cell))
         return {"status": FINISHED} | outcome(history, None) | ended
     ended = {"configuration": configuration(program)} | environment(program.trainer.strategy.root_device)
     return {"status": FINISHED} | outcome(history, program) | ended
@@ -100,6 +117,25 @@ def place(folder: Path, options: Options) -> list[str]:
     if options.start_over:
         last.unlink(missing_ok=True)
     return [*words, f"--ckpt_path={last}"] if last.exists() else words
+
+
+def start(cell: Cell, folder: Path, results: Results) -> list[str]:
+    """Option that says what a cell begins with, unless it goes on from its last epoch.
+
+    Raises:
+        FileNotFoundError: if the float network that it begins with is not there.
+    """
+    if cell.start is None or (folder / LAST).exists():
+        return []
+    record = results.record(cell.start.name)
+    trained = results.run(cell.start.name) / LAST
+    if record is None or record["status"] == FAILED or not trained.exists():
+        how = "was not run" if record is None else "failed or diverged"
+        raise FileNotFoundError(
+            f"{cell.method.name} begins with the float network of its recipe and seed, which {how}: run the method "
+            f"{FLOAT} too, and `--retry`"
+        )
+    return [f"--init_from={trained}"]
 
 
 def outcome(history: History, program: TrainingProgram | None) -> Record:

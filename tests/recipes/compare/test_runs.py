@@ -16,9 +16,11 @@ from filelock import FileLock
 
 import lightning_balq
 from recipes.compare.__main__ import main
+from recipes.compare.cells import Cell, Options, Width, all_cells, methods
 from recipes.compare.records import Results
-from recipes.compare.scheduler import BUSY
-from recipes.compare.training import portable
+from recipes.compare.runs import SOME_LEFT
+from recipes.compare.scheduler import BUSY, Scheduler
+from recipes.compare.training import attempt, portable, run
 from recipes.train import main as train
 from tests.recipes.tiny import RandomImages
 
@@ -251,3 +253,81 @@ def test_killed_at_any_moment_and_called_again_it_ends_as_if_never_killed():
         assert record["resumed"] and not whole[name]["resumed"]
         assert metrics(record) == metrics(whole[name])
         assert len(record["curve"]) == 6 and all(math.isfinite(epoch["train_loss"]) for epoch in record["curve"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals and process groups")
+def test_a_budget_stops_runs_that_the_next_call_ends_as_if_never_stopped():
+    size = ["--set", "data.size=300", "data.batch_size=4", "trainer.max_epochs=40"]
+    chosen = ["--methods", "float", "lsq", "--seeds", "1", *size]
+    program = start(*chosen, "--budget", "0")
+    _, shown = program.communicate(timeout=100)
+    assert program.returncode == SOME_LEFT and "2 of 2 runs are left; the same command goes on" in shown
+    assert records() == {} and not Path("results/runs").exists()
+    # Long enough to begin on any machine, and not to end.
+    budget = 1.0
+    while not list(Path("results").rglob("last.ckpt")):
+        budget *= 2
+        program = start(*chosen, "--budget", str(budget))
+        _, shown = program.communicate(timeout=200)
+        assert program.returncode == SOME_LEFT and "of 2 runs are left" in shown and "another program" not in shown
+        wait_until(lambda group=program.pid: not group_exists(group))
+    program = start(*chosen, "--budget", "1000", "--jobs", "2")
+    _, shown = program.communicate(timeout=200)
+    assert program.returncode == 0 and "left" not in shown
+    stopped = records()
+    assert {name: record["resumed"] for name, record in stopped.items()} == {
+        "some--float--float": True, "some--lsq--W2A2": False,
+    }  # fmt: skip
+    assert main(["run", "some.yaml", "--method", "float", *size, "--results", "whole"]) == 0
+    assert metrics(records("whole")["some--float--float"]) == metrics(stopped["some--float--float"])
+
+
+@pytest.mark.parametrize("budget", ["-1", "soon", "inf"])
+def test_a_budget_that_is_none_is_refused(capsys, budget):
+    with pytest.raises(SystemExit, match="2"):
+        main(["all", "some.yaml", "--results", "results", "--budget", budget])
+    assert f"expected a number of seconds, 0 or more, got '{budget}'" in capsys.readouterr().err
+
+
+def from_float(tmp_path, **settings):
+    """Two methods that begin with the float network, at a learning rate that changes nothing."""
+    still = {"model": {"init_args": {"learning_rate": 1e-30, "warm_up": 0.0}}, "trainer": {"max_epochs": 1}}
+    lsq = yaml.safe_load((ROOT / "recipes/methods/lsq.yaml").read_text())
+    folder = tmp_path / "methods"
+    folder.mkdir()
+    for name in ("one", "other"):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"from_float": True, **lsq, **still, **settings}))
+    return methods(folder)
+
+
+def test_a_method_may_begin_with_the_float_network_of_its_seed(tmp_path):
+    found = from_float(tmp_path)
+    cells = list(all_cells(Path("some.yaml"), list(found.values()), [Width(2, 2)], range(2), []))
+    quantized = [cell for cell in cells if cell.method.name != "float"]
+    order = []
+    scheduler = Scheduler(Results(Path("results")), Options(), jobs=3)
+    # The float networks come last, and are run first all the same.
+    mixed = [*quantized, *[cell for cell in cells if cell not in quantized]]
+    left = scheduler.run(mixed, lambda cell, _: order.append(cell))
+    assert left == [] and {cell.label for cell in order[:2]} == {"float, seed 0", "float, seed 1"}
+    written = {(record["method"], record["seed"]): record for record in Results(Path("results")).read()}
+    for cell in quantized:
+        (trained,) = Path("results/runs").glob(f"some--float--float--seed{cell.seed}--*/last.ckpt")
+        program = train([*cell.arguments(), f"--init_from={trained}", "--trainer.enable_progress_bar=false"])
+        weights = torch.load(trained, weights_only=True)["state_dict"]
+        assert torch.equal(program.model.network[4].weight, weights["network.4.weight"])
+        (tested,) = program.trainer.test(program.model, RandomImages(), verbose=False)
+        assert tested == written[cell.method.name, cell.seed]["test"]
+    assert not list(Path("results/runs").glob("some--one*/last.ckpt"))
+
+
+def test_without_the_float_network_that_it_begins_with_a_run_is_left_or_fails(tmp_path):
+    found = from_float(tmp_path)
+    cell = Cell(Path("some.yaml"), found["one"], Width(2, 2), 0)
+    results = Results(Path("results"))
+    scheduler = Scheduler(results, Options(), jobs=1)
+    assert scheduler.run([cell], lambda *_: None) == [cell] and results.read() == []
+    assert run(cell, results, Options())["error"].startswith("FileNotFoundError: one begins with the float network")
+    results.write(cell.start.name, {"status": "failed"})
+    error = attempt(cell, results, Options())["error"]
+    assert "which failed or diverged: run the method float too, and `--retry`" in error
