@@ -17,6 +17,12 @@ settings.load_profile("repeatable")
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["lightning_balq/kernels/cuda/*.py"]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace.update(torch=torch, nn=nn)

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from recipes.data.batches import shuffled
+from recipes.data.decoded import Decoded, decoded_once
 from recipes.data.encoded import Encoded, OpenedImage
+from recipes.data.image_location import identity_of
 from recipes.data.image_table import LABEL, checked, checked_labels, read_hub, read_parquet
 from recipes.data.images import ImageModule
 from recipes.data.module import Split
@@ -41,6 +42,9 @@ class Cifar10(ImageModule):
         batch_size: images of a training batch, of all processes together.
         eval_batch_size: images of a validation or test batch, of all processes together.
         drop_last: leave out the images at the end of a training epoch that do not fill a batch.
+        device: where images are kept and augmented, such as ``cuda``; ``None`` for the memory of this machine. What
+            comes out is the same.
+        cache: folder for a decoded copy, which the next process reads; ``None`` for none.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -52,10 +56,13 @@ class Cifar10(ImageModule):
         batch_size: int = 128,
         eval_batch_size: int = 1000,
         drop_last: bool = False,
+        device: str | None = None,
+        cache: str | None = None,
     ) -> None:
-        super().__init__(batch_size, eval_batch_size, drop_last)
+        super().__init__(batch_size, eval_batch_size, drop_last, device=device)
         self.path = path
-        self._images: dict[Split, tuple[Tensor, Tensor]] = {}
+        self.cache = None if cache is None else Path(cache)
+        self._images: dict[Split, Decoded] = {}
 
     @property
     def classes(self) -> int:
@@ -77,7 +84,14 @@ class Cifar10(ImageModule):
         super().setup(stage)
         for split in ("train", "test") if stage == "fit" else ("test",):
             if split not in self._images:
-                self._images[split] = decode(*read(self.path, split))
+                images, labels = self._decoded(split)
+                self._images[split] = images.to(self.device), labels.to(self.device)
+
+    def _decoded(self, split: str) -> Decoded:
+        if self.cache is None:
+            return decode(*read(self.path, split))
+        identity = HUB if self.path is None else identity_of(files(self.path, split))
+        return decoded_once(self.cache, split, identity, lambda: decode(*read(self.path, split)))
 
     def samples(self, split: Split) -> int:
         """Return the number of images of a part."""
@@ -94,7 +108,7 @@ class Cifar10(ImageModule):
         options: dict[str, Any] = {"padding": PADDING, "flip": True, "seed": self.seed} if train else {}
         return TensorImages(*self._part(split), MEAN, DEVIATION, **options)
 
-    def _part(self, split: Split) -> tuple[Tensor, Tensor]:
+    def _part(self, split: Split) -> Decoded:
         return self._images["train" if split == "train" else "test"]
 
 
@@ -107,20 +121,30 @@ def read(path: str | None, split: str) -> tuple[Any, str]:
     """
     if path is None:
         return read_hub(HUB, split, HINT), f"{HUB} ({split})"
+    found = files(path, split)
+    return read_parquet(found), str(found[0])
+
+
+def files(path: str, split: str) -> list[Path]:
+    """Return the files of a part.
+
+    Raises:
+        FileNotFoundError: if the folder does not exist or has no file for the part.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"`path` must be a folder with CIFAR-10, got {path!r}, which is none")
-    files = sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"plain_text/{split}-*.parquet")])
-    if not files:
-        found = sorted(entry.name for entry in folder.iterdir())
+    found = sorted([*folder.glob(f"{split}-*.parquet"), *folder.glob(f"plain_text/{split}-*.parquet")])
+    if not found:
+        names = sorted(entry.name for entry in folder.iterdir())
         raise FileNotFoundError(
             f"expected files {folder / split}-*.parquet, or in its folder `plain_text`; {path!r} holds "
-            f"{', '.join(found[:5]) or 'nothing'}"
+            f"{', '.join(names[:5]) or 'nothing'}"
         )
-    return read_parquet(files), str(files[0])
+    return found
 
 
-def decode(table: Any, where: str) -> tuple[Tensor, Tensor]:
+def decode(table: Any, where: str) -> Decoded:
     """Return all images of a table, uint8 of shape ``(N, 3, 32, 32)``, and their labels.
 
     Raises:

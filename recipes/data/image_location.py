@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,7 @@ class ParquetFolder(Location):
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Digest names, sizes and times of the files."""
-        states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in self.files(split)]
-        return {"parquet": _digest(states), "split": split}
+        return {"parquet": identity_of(self.files(split)), "split": split}
 
     def _name(self, split: Split) -> str:
         return str(self.folder / f"{split}-*.parquet")
@@ -151,6 +151,11 @@ def locate(path: str | None) -> Location:
         f"or with folders `train` or `val` that hold a folder for each class; {path!r} holds "
         f"{', '.join(found[:5]) or 'nothing'}{', ...' if len(found) > 5 else ''}"
     )
+
+
+def identity_of(files: Sequence[Path]) -> str:
+    """Digest names, sizes and times of files."""
+    return _digest([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
 def _digest(values: Any) -> str:

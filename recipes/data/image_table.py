@@ -1,4 +1,4 @@
-"""Images in Parquet files and on the Hugging Face hub, by the package `datasets`."""
+"""Images in Parquet files and on the Hugging Face hub, by the package `datasets` where it is installed."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 from recipes.data.draws import ORDER, generator
 from recipes.data.encoded import Encoded
 from recipes.data.image_source import ImageSource, IndexedSource, require_labels
+from recipes.data.parquet_rows import ParquetRows
 
 LABEL = "label"
 
@@ -16,12 +17,20 @@ LABEL = "label"
 def read_parquet(files: Sequence[Path], *, streaming: bool = False) -> Any:
     """Return the rows of Parquet files, as `datasets` has them.
 
+    Without that package, all rows are read into memory, and nothing is streamed.
+
     Raises:
         ValueError: if a file is not in that format.
     """
-    from datasets import load_dataset  # not at the top: folders of images do not need the package
-
     try:
+        from datasets import load_dataset  # not at the top: folders of images do not need the package
+    except ModuleNotFoundError:
+        if streaming:
+            raise
+        load_dataset = None
+    try:
+        if load_dataset is None:
+            return ParquetRows(files)
         return load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=streaming)
     except Exception as error:  # of three packages; none of them names the file
         raise ValueError(f"{files[0]} must be a Parquet file that holds images: {error}") from error
@@ -52,30 +61,37 @@ def checked(table: Any, columns: Sequence[str], where: str) -> tuple[Any, str]:
     """Return rows whose images are not decoded, and the name of their column.
 
     Args:
-        table: of `datasets`.
+        table: of `datasets`, or what stands in for one.
         columns: names that the column of images may have.
         where: what a message calls the table.
 
     Raises:
         ValueError: if a column is not there, or is not what it must be.
     """
-    from datasets import ClassLabel, Image
-
     found = table.column_names or []
     column = next((name for name in columns if name in found), None)
     if column is None or LABEL not in found:
         raise ValueError(f"{where} must have the columns {' or '.join(map(repr, columns))} and {LABEL!r}, got {found}")
-    if not isinstance(table.features[LABEL], ClassLabel):
+    if not _is_a(table.features[LABEL], "ClassLabel"):
         raise ValueError(
             f"the column {LABEL!r} of {where} must be a ClassLabel, which names the classes, got "
             f"{table.features[LABEL]}: write it with `table.cast_column({LABEL!r}, ClassLabel(names=[...]))`"
         )
-    if not isinstance(table.features[column], Image):
+    if not _is_a(table.features[column], "Image"):
         raise ValueError(
             f"the column {column!r} of {where} must be an Image, got {table.features[column]}: write it with "
             f"`table.cast_column({column!r}, Image())`"
         )
+    if isinstance(table, ParquetRows):
+        return table, column
+    from datasets import Image
+
     return table.cast_column(column, Image(decode=False)), column
+
+
+def _is_a(feature: Any, name: str) -> bool:
+    """Whether `datasets`, or what stands in for it, describes a column as of this class."""
+    return type(feature).__name__ == name
 
 
 def checked_labels(table: Any, where: str) -> np.ndarray:

@@ -4,6 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from recipes.data.batches import EpochBatches
@@ -27,12 +28,16 @@ class ImageModule(LightningDataModule, ABC):
         drop_last: leave out the images at the end of a training epoch that do not fill a batch. Which they are changes
             from epoch to epoch. Without it, and in evaluation, every image is taken exactly once.
         workers: processes that load images, for each training process; 0 for none.
+        device: where all images are kept decoded and are augmented, such as ``cuda``; ``None`` leaves batches to the
+            workers.
 
     Raises:
         ValueError: if an argument is out of range.
     """
 
-    def __init__(self, batch_size: int, eval_batch_size: int, drop_last: bool, workers: int = 0) -> None:
+    def __init__(
+        self, batch_size: int, eval_batch_size: int, drop_last: bool, workers: int = 0, device: str | None = None
+    ) -> None:
         super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -45,6 +50,7 @@ class ImageModule(LightningDataModule, ABC):
         self.eval_batch_size = eval_batch_size
         self.drop_last = drop_last
         self.workers = workers
+        self.device = None if device is None else torch.device(device)
         self.seed = 0
 
     @property
@@ -98,7 +104,9 @@ class ImageModule(LightningDataModule, ABC):
             rank=rank,
             world_size=world_size,
         )
-        return Loader(batches, self.fetch(split), self.workers, None if self.trainer is None else self._current_epoch)
+        current_epoch = None if self.trainer is None else self._current_epoch
+        kept = self.device is not None
+        return Loader(batches, self.fetch(split), 0 if kept else self.workers, current_epoch, pin=not kept)
 
     def _current_epoch(self) -> int:
         assert self.trainer is not None

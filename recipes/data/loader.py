@@ -40,6 +40,7 @@ class Loader:
         fetch: what loads them; a function of its arguments alone, so that the number of workers changes nothing.
         workers: number of processes that load; 0 for this one.
         current_epoch: returns which epoch it is when one begins; ``None`` for the one that ``batches`` is told.
+        pin: put batches where a GPU copies them from without waiting; not for batches that are on one already.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Loader:
         fetch: Fetch,
         workers: int = 0,
         current_epoch: Callable[[], int] | None = None,
+        pin: bool = True,
     ) -> None:
         self.batches = batches
         self._current_epoch = current_epoch
@@ -61,7 +63,7 @@ class Loader:
             num_workers=workers,
             collate_fn=_unchanged,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin and torch.cuda.is_available(),
             generator=torch.Generator(),  # the global one would depend on how often an iterator was made
         )
 

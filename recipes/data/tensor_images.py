@@ -1,4 +1,4 @@
-"""Small images that are kept decoded in memory, and augmented a batch at a time."""
+"""Small images that are kept decoded in memory or on a GPU, and augmented there a batch at a time."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from recipes.data.normalization import normalize
 
 
 class TensorImages:
-    """Batches of images in memory.
+    """Batches of images in memory, on the device that the images are on. Nothing waits for that device.
 
     Augmentation is a crop of the image after padding it with black, and a flip in half of the cases. Both are drawn for
     all images of an epoch at once, so that they do not depend on how the epoch is cut into batches.
@@ -47,17 +47,17 @@ class TensorImages:
         self._flip = flip
         self._seed = seed
         self._drawn = -1
-        self._shift = torch.zeros(len(labels), 2, dtype=torch.int64)
-        self._flipped = torch.zeros(len(labels), dtype=torch.bool)
+        self._shift = torch.zeros(len(labels), 2, dtype=torch.int64, device=labels.device)
+        self._flipped = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
 
     def __call__(self, epoch: int, indices: list[int]) -> Batch:
         """Return some of the images, as they are augmented in an epoch."""
         self._draw(epoch)
-        chosen = torch.tensor(indices)
+        chosen = on_device(torch.tensor(indices), self._labels.device)
         down, right = self._shift[chosen].T
         pixels = self._crops[chosen, :, down, right]
-        flipped = self._flipped[chosen].nonzero().flatten()
-        pixels[flipped] = pixels[flipped].flip(-1)
+        if self._flip:
+            pixels = flip(pixels, self._flipped[chosen])
         return Batch(normalize(pixels, self._mean, self._deviation), self._labels[chosen])
 
     def _draw(self, epoch: int) -> None:
@@ -65,8 +65,23 @@ class TensorImages:
         if epoch == self._drawn:
             return
         draw = generator(self._seed, epoch, AUGMENTATION)
-        images = len(self._labels)
-        self._shift = torch.from_numpy(draw.integers(self._shifts, size=(images, 2)))
+        images, device = len(self._labels), self._labels.device
+        self._shift = on_device(torch.from_numpy(draw.integers(self._shifts, size=(images, 2))), device)
         if self._flip:
-            self._flipped = torch.from_numpy(draw.integers(2, size=images, dtype=bool))
+            self._flipped = on_device(torch.from_numpy(draw.integers(2, size=images, dtype=bool)), device)
         self._drawn = epoch
+
+
+def flip(pixels: Tensor, chosen: Tensor) -> Tensor:
+    """Flip some of the images from left to right.
+
+    Args:
+        pixels: shape ``(N, C, H, W)``.
+        chosen: which, bool, shape ``(N,)``.
+    """
+    return torch.where(chosen[:, None, None, None], pixels.flip(-1), pixels)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, which is not waited for."""
+    return tensor.to(device, non_blocking=True)

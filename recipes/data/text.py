@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -90,8 +89,13 @@ def read_text(file: Path) -> list[str]:
             f"expected the file {file}, which is not there: `path` must be a folder with "
             f"{', '.join(TEXT_FILES.values())}, or with Parquet files {', '.join(PARQUET_FILES.values())}"
         )
-    _require_text(file)
-    return _load("text", data_files=str(file))["text"][:]
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} must be text in UTF-8, but its byte {error.start} is not: {error.reason}") from error
+    if not text.strip():
+        raise ValueError(f"{file} must hold sentences, one a line, it is empty")
+    return text.split("\n")[: None if text[-1] != "\n" else -1]
 
 
 def read_parquet(folder: Path, split: Split) -> list[str]:
@@ -100,19 +104,28 @@ def read_parquet(folder: Path, split: Split) -> list[str]:
     if not files:
         found = sorted(path.name for path in folder.glob("*.parquet"))
         raise FileNotFoundError(f"expected files {folder / PARQUET_FILES[split]}, got only {', '.join(found)}")
-    try:
-        table = _load("parquet", data_files=[str(file) for file in files])
-    except Exception as error:  # of three packages; none of them names the file
-        raise ValueError(f"{files[0]} must be a Parquet file that holds sentences: {error}") from error
-    if COLUMN not in table.column_names:
-        raise ValueError(f"{files[0]} must have a column {COLUMN!r}, got {table.column_names}")
-    return table[COLUMN][:]
+    from pyarrow import ArrowInvalid, parquet  # not at the top: text files do not need the package
+
+    sentences: list[str] = []
+    for path in files:
+        try:
+            table = parquet.read_table(path)
+        except ArrowInvalid as error:
+            raise ValueError(f"{path} must be a Parquet file that holds sentences: {error}") from error
+        if COLUMN not in table.column_names:
+            raise ValueError(f"{path} must have a column {COLUMN!r}, got {table.column_names}")
+        sentences += table[COLUMN].to_pylist()
+    if not sentences:
+        raise ValueError(f"{files[0]} must be a Parquet file that holds sentences, it is empty")
+    return sentences
 
 
 def read_hub(split: Split) -> list[str]:
     """Return the sentences of a part of the text, downloaded before or now."""
+    from datasets import load_dataset  # not at the top: only the hub needs the package
+
     try:
-        return _load(HUB, revision=REVISION, split=split)[COLUMN][:]
+        return load_dataset(HUB, revision=REVISION, split=split)[COLUMN][:]
     except Exception as error:  # each kind of failure has an exception of its own, from three packages
         raise ConnectionError(
             f"the Penn Treebank could not be read from the Hugging Face hub ({HUB}, {REVISION}). Without a "
@@ -120,19 +133,3 @@ def read_hub(split: Split) -> list[str]:
             "simple-examples.tgz) or the Parquet files of that data set on another machine, put them into one folder "
             "and name it: `--data.path FOLDER`"
         ) from error
-
-
-def _load(kind: str, *, split: str = "train", **options: Any) -> Any:
-    from datasets import load_dataset  # not at the top: only this file needs the package
-
-    return load_dataset(kind, split=split, **options)
-
-
-def _require_text(file: Path) -> None:
-    """Raise an error that names the file; those of `datasets` do not."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} must be text in UTF-8, but its byte {error.start} is not: {error.reason}") from error
-    if not text.strip():
-        raise ValueError(f"{file} must hold sentences, one a line, it is empty")

@@ -5,6 +5,7 @@ from lightning.pytorch import seed_everything
 from PIL import Image
 from torch.testing import assert_close
 
+from recipes.data import cifar10
 from recipes.data.cifar10 import Cifar10
 from recipes.data.encoded import UnreadableImage
 from tests.recipes.pictures import encoded, noise, table, truncated
@@ -133,6 +134,31 @@ def test_what_is_not_cifar10_is_refused(tmp_path, options, error, message):
     rows("train", **options).to_parquet(str(tmp_path / "train-00000-of-00001.parquet"))
     with pytest.raises(error, match=message):
         ready(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_images_that_are_kept_on_a_device_are_the_same(tmp_path, device):
+    write(tmp_path)
+    plain, kept = ready(tmp_path), ready(tmp_path, device=device)
+    for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        for loader in (getattr(plain, name)(), getattr(kept, name)()):
+            loader.batches.set_epoch(3)
+        expected, found = (gathered(getattr(data, name)()) for data in (plain, kept))
+        for one, other in zip(found, expected, strict=True):
+            assert one.device.type == device
+            assert_close(one.cpu(), other, rtol=0, atol=0 if device == "cpu" else 1e-6)  # division rounds otherwise
+
+
+def test_a_cache_is_decoded_once_and_made_anew_for_other_files(tmp_path, monkeypatch):
+    source, cache = write(tmp_path / "source"), tmp_path / "cache"
+    expected = gathered(ready(source).val_dataloader())
+    assert_close(gathered(ready(source, cache=str(cache)).val_dataloader()), expected, rtol=0, atol=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(cifar10, "decode", None)
+        assert_close(gathered(ready(source, cache=str(cache)).val_dataloader()), expected, rtol=0, atol=0)
+    assert sorted(path.name for path in cache.iterdir()) == ["test.lock", "test.pt", "train.lock", "train.pt"]
+    rows("test", labels=[9] * 13).to_parquet(str(source / "test-00000-of-00001.parquet"))
+    assert gathered(ready(source, cache=str(cache)).val_dataloader())[1].tolist() == [9] * 13
 
 
 def test_a_missing_folder_is_named(tmp_path):

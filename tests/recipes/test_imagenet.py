@@ -370,3 +370,35 @@ def test_classes_are_not_known_before_setup():
 def test_arguments_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ImageNet(**options)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("cached", [False, True])
+def test_images_that_are_kept_on_a_device_are_evaluated_as_decoded_ones(tmp_path, device, cached):
+    root = write_parquet(tmp_path / "images")
+    options = {"cache": str(tmp_path / "cache"), "cache_size": 8} if cached else {}
+    expected = list(ready(root).val_dataloader())
+    data = ready(root, device=device, **options)
+    for (images, labels), (others, other_labels) in zip(data.val_dataloader(), expected, strict=True):
+        assert images.device.type == labels.device.type == device
+        assert_close(images.cpu(), others, rtol=0, atol=0 if device == "cpu" else 1e-6)  # division rounds otherwise
+        assert torch.equal(labels.cpu(), other_labels)
+    numbers, labels = collect([(images.cpu(), labels.cpu()) for images, labels in data.train_dataloader()])
+    assert in_order((numbers, labels)) == EXPECTED
+    first = next(iter(data.train_dataloader()))[0]
+    assert first.shape == (4, 3, 6, 6) and torch.equal(next(iter(data.train_dataloader()))[0], first)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"streaming": True}, "`streaming` keeps no images"), ({"corrupt": "skip"}, "`corrupt` must be 'raise' where")],
+)
+def test_what_cannot_be_kept_on_a_device_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ImageNet(device="cpu", **options)
+
+
+def test_an_image_that_cannot_be_kept_is_named(tmp_path):
+    (write_folders(tmp_path) / "train" / "bee" / "001.png").write_bytes(truncated())
+    with pytest.raises(UnreadableImage, match=r"001\.png cannot be read"):
+        ready(tmp_path, device="cpu").train_dataloader()
