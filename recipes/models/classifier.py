@@ -54,6 +54,7 @@ class ImageClassifier(LightningModule):
         pretrained: file of weights to begin with: what torchvision has for the network, or a checkpoint of such a
             classifier. It is not read again when a checkpoint of this model is loaded.
         channels_last: keep images and weights with channels innermost, which is faster on some devices.
+        compiled: compile the network by ``torch.compile`` when it is first called.
 
     Raises:
         FileNotFoundError: if there is no file ``pretrained``.
@@ -82,6 +83,7 @@ class ImageClassifier(LightningModule):
         label_smoothing: float = 0.0,
         pretrained: str | None = None,
         channels_last: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= label_smoothing < 1:
@@ -95,6 +97,8 @@ class ImageClassifier(LightningModule):
         self.network = build(network, classes).to(memory_format=self._memory_format)
         if pretrained is not None:
             load_pretrained_(self.network, Path(pretrained), classes)
+        if compiled:
+            self.network.compile()  # in place: names of parameters stay
         self.train_loss, self.train_accuracy = MeanNLL(), _accuracy(classes, 1)
         self.val_loss, self.val_accuracy = MeanNLL(), _accuracy(classes, 1)
         self.test_loss, self.test_accuracy = MeanNLL(), _accuracy(classes, 1)

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from packaging.version import Version
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 from lightning_balq import BalancedQuantization
@@ -238,3 +239,17 @@ def test_channels_last_changes_the_layout_and_nothing_else(tmp_path, quantized):
         assert set(formats) == {(channels_last, channels_last)}
         formats.clear()
     assert_close(*[model.state_dict() for model in models], rtol=1e-3, atol=1e-4)  # summed in another order
+
+
+def test_a_compiled_network_trains_as_it_does_uncompiled(tmp_path, monkeypatch):
+    graphs = CompileCounterWithBackend("eager")
+    compile_in_place = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_in_place(module, backend=graphs))
+    models = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        models.append(tiny_classifier(compiled=compiled))
+        callback = BalancedQuantization(2, 2, verbose=0)
+        quiet_trainer(tmp_path, callbacks=[callback]).fit(models[-1], datamodule=RandomImages())
+        assert bool(graphs.frame_count) == compiled
+    assert_close(*[model.state_dict() for model in models], rtol=0, atol=0)
