@@ -67,7 +67,9 @@ def run_all(options: argparse.Namespace) -> int:
     results, console = Results(options.results), Console(stderr=True)
     for line in left_out(chosen, options.bits):
         console.print(line, highlight=False)
-    cells = list(all_cells(options.recipe, chosen, options.bits, range(options.seeds), options.overrides))
+    cells = list(
+        all_cells(options.recipe, chosen, options.bits, range(options.seeds), options.overrides, _where(options))
+    )
     scheduler = Scheduler(results, _how(options), options.jobs, options.gpus, deadline)
     return run_missing(cells, scheduler, console)
 
@@ -76,7 +78,9 @@ def run_one(options: argparse.Namespace) -> int:
     """Run one cell in this process."""
     check_recipe(options.recipe, options.overrides)
     (method,) = choose(methods(), [options.method])
-    cell = Cell(options.recipe, method, _width(method, options.bits), options.seed, tuple(options.overrides))
+    cell = Cell(
+        options.recipe, method, _width(method, options.bits), options.seed, tuple(options.overrides), _where(options)
+    )
     from recipes.compare.training import run  # not at the top: it imports torch
 
     record = run(cell, Results(options.results), _how(options))
@@ -153,7 +157,11 @@ def _width(method: Method, width: Width | None) -> Width:
 
 
 def _how(options: argparse.Namespace) -> Options:
-    return Options(options.threads, options.data_path, options.start_over, options.retry)
+    return Options(options.threads, options.start_over, options.retry)
+
+
+def _where(options: argparse.Namespace) -> tuple[str, ...]:
+    return () if options.data_path is None else (f"data.path={options.data_path}",)
 
 
 def _bits(text: str) -> Width:

@@ -114,6 +114,7 @@ class Cell:
         width: to how many bits.
         seed: decides the initial weights and the order of batches.
         overrides: settings that differ from the recipe's, as ``key=value``, the same for all methods.
+        where: settings that say where data are and are kept, as ``key=value``; no part of what the run is.
     """
 
     recipe: Path
@@ -121,6 +122,7 @@ class Cell:
     width: Width
     seed: int
     overrides: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
 
     @property
     def setting(self) -> str:
@@ -143,7 +145,7 @@ class Cell:
         """The cell of the float network that this one begins with, if it does."""
         if not self.method.from_float:
             return None
-        return Cell(self.recipe, FLOAT_METHOD, Width(None, None), self.seed, self.overrides)
+        return Cell(self.recipe, FLOAT_METHOD, Width(None, None), self.seed, self.overrides, self.where)
 
     @property
     def label(self) -> str:
@@ -156,7 +158,7 @@ class Cell:
         files = [self.recipe] if self.method.file is None else [self.recipe, self.method.file]
         configs = [word for file in files for word in ("--config", str(file))]
         quantized = self.method.file is not None
-        overrides = [f"--{key}={value}" for key, value in self.changes.items()]
+        overrides = [f"--{key}={value}" for key, value in self.changes.items()] + [f"--{word}" for word in self.where]
         if quantized:
             bits = [json.dumps(number) for number in self.width]
             overrides += [f"--quantization.weight_bits={bits[0]}", f"--quantization.activation_bits={bits[1]}"]
@@ -179,13 +181,11 @@ class Options:
 
     Args:
         threads: of torch, for work on the CPU.
-        data_path: handed to `--data.path`; ``None`` for what the recipe says.
         start_over: begin an interrupted run anew instead of going on from its last epoch.
         retry: run cells again that failed.
     """
 
     threads: int = 1
-    data_path: str | None = None
     start_over: bool = False
     retry: bool = False
 
@@ -219,14 +219,19 @@ def choose(known: Mapping[str, Method], names: Sequence[str]) -> list[Method]:
 
 
 def all_cells(
-    recipe: Path, chosen: Sequence[Method], widths: Sequence[Width], seeds: Sequence[int], overrides: Sequence[str]
+    recipe: Path,
+    chosen: Sequence[Method],
+    widths: Sequence[Width],
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    where: Sequence[str] = (),
 ) -> Iterator[Cell]:
     """Every cell of a comparison; the first seed of all rows before the second of any."""
     for seed in seeds:
         for width in (Width(None, None), *widths):
             for method in chosen:
                 if method.admits(width):
-                    yield Cell(recipe, method, width, seed, tuple(overrides))
+                    yield Cell(recipe, method, width, seed, tuple(overrides), tuple(where))
 
 
 def left_out(chosen: Sequence[Method], widths: Sequence[Width]) -> list[str]:

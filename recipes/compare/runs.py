@@ -57,8 +57,10 @@ def _run(due: Sequence[Cell], scheduler: Scheduler, console: Console) -> list[Ce
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=len(due))
 
+        several = len({cell.recipe for cell in due}) > 1
+
         def announce(cell: Cell, record: Record | None) -> None:
-            text = f"{cell.label}: {said(record)}"
+            text = f"{cell.recipe.stem}, " * several + f"{cell.label}: {said(record)}"
             progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
             progress.advance(bar)
 

@@ -111,8 +111,6 @@ def place(folder: Path, options: Options) -> list[str]:
         "--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false", f"--checkpoint.dirpath={folder}", "--checkpoint.save_top_k=0",
     ]  # fmt: skip
-    if options.data_path is not None:
-        words.append(f"--data.path={options.data_path}")
     last = folder / LAST
     if options.start_over:
         last.unlink(missing_ok=True)

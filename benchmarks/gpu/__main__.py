@@ -1,0 +1,98 @@
+"""Everything that a GPU is needed for, what matters most first: tests, cost, then all tables, first seeds first.
+
+Run: python -m benchmarks.gpu --data-root FOLDER --results FOLDER --budget 580
+
+It stops after its budget, or may be killed at any moment, and goes on with the next call; three calls of ten minutes
+use a large GPU fully. FOLDER has a folder for each data set, named as the options below say. A data set that is not
+there is left out, with a word. Exit status: 0 if all is done, 75 if something is left, 1 if something failed.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.gpu import ablations, cifar10, cost, imagenette, penn_treebank
+from benchmarks.gpu.study import NO_GPU, Study, add_arguments, fail, run, seeds_of
+from recipes.compare.cells import Cell
+from recipes.compare.runs import SOME_FAILED, SOME_LEFT
+from recipes.environment import ROOT, source_digest
+
+STUDIES: tuple[Study, ...] = tuple(module.STUDY for module in (penn_treebank, cifar10, imagenette, ablations))
+COST_SHARE = 0.5
+"""Of the budget of a call, what the cost may take at most; what is left of it comes in the next call."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what is missing; return the exit status."""
+    started = time.monotonic()
+    asked = parse(arguments)
+    if not (asked.dry_run or torch.cuda.is_available()):
+        return fail(NO_GPU)
+    statuses = [run_tests(asked.results, asked.budget)]
+    share = None if asked.budget is None else COST_SHARE * asked.budget
+    statuses.append(cost.run(asked.results, share, started, dry_run=asked.dry_run))
+    statuses.append(run(cells(asked), asked, started))
+    # What is left counts only if nothing failed.
+    return next((status for status in statuses if status not in (0, SOME_LEFT)), max(statuses))
+
+
+def run_tests(results: Path, budget: float | None) -> int:
+    """Run the tests that need a GPU, unless they have passed with these sources; the log is in the results."""
+    passed = results / "tests_passed.txt"
+    state = f"{source_digest()} {torch.__version__} {_gpu()}\n"
+    if passed.exists() and passed.read_text() == state:
+        return 0
+    results.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests"]
+    with (results / "tests.txt").open("w") as log:
+        try:
+            status = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=budget, check=False).returncode
+        except subprocess.TimeoutExpired:
+            return SOME_LEFT
+    print(f"tests that need a GPU: {'passed' if status == 0 else 'failed'}; see {log.name}", flush=True)
+    if status == 0:
+        passed.write_text(state)
+    return 0 if status == 0 else SOME_FAILED
+
+
+def cells(asked: argparse.Namespace) -> list[Cell]:
+    """The cells of all tables whose data are there; the first seed of all rows of all tables before the second."""
+    folders = {study.name: asked.data_root / getattr(asked, study.name) for study in STUDIES}
+    for study in STUDIES:
+        if not folders[study.name].is_dir():
+            print(f"{study.name} is left out: there is no folder {folders[study.name]}", flush=True)
+    present = [study for study in STUDIES if folders[study.name].is_dir()]
+    found: dict[str, Cell] = {}
+    for seed in range(max((seeds_of(study, asked) for study in present), default=0)):
+        for study in present:
+            if seed < seeds_of(study, asked):
+                # Two tables may share the float network.
+                found |= {cell.name: cell for cell in study.cells(asked, folders[study.name], [seed])} | found
+    return list(found.values())
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-root", type=Path, required=True, metavar="FOLDER", help="folder of the data sets")
+    names = {"penn_treebank": "ptb", "cifar10": "cifar10", "imagenette": "imagenette128", "ablations": "cifar10"}
+    for study in STUDIES:
+        option, name = f"--{study.name.replace('_', '-')}", names[study.name]
+        parser.add_argument(option, dest=study.name, default=name, metavar="NAME", help=f"its folder; default: {name}")
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def _gpu() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

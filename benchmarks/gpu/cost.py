@@ -1,0 +1,139 @@
+"""What quantizing costs on a GPU: quantizers alone, whole training steps, recurrent layers, and where the time goes.
+
+Question: is quantizing free next to training, and if not, what takes the time?  Not measured: accuracy, several GPUs.
+Run: python -m benchmarks.gpu.cost --results FOLDER --budget 580
+
+Cases of a group take turns, as everywhere in these benchmarks. Each group is recorded when it is done, in
+``FOLDER/cost.jsonl``, and not measured again; the picture and the trace of a step are put beside it.
+"""
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import bench_recurrent
+from benchmarks.gpu import kernels, quantizers, steps
+from benchmarks.gpu.study import NO_GPU, add_common_arguments, device, fail
+from benchmarks.program import Options, report
+from benchmarks.records import Record, append, read
+from recipes.compare.runs import SOME_LEFT
+from recipes.environment import environment
+
+FILE = "cost.jsonl"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that are measured together.
+
+    Attributes:
+        bench: which question they belong to.
+        label: what tells them from the other groups of the question.
+        measure: returns their records.
+    """
+
+    bench: str
+    label: str
+    measure: Callable[[], list[Record]]
+
+
+def groups(options: Options, folder: Path, size: steps.Size, *, dry_run: bool) -> Iterator[Group]:
+    """All groups, the more important first; of a dry run the smallest of each kind."""
+    for name, compiled in list(steps.groups())[: 1 if dry_run else None]:
+        label = f"{name}, {'compiled' if compiled else 'eager'}"
+        yield Group("gpu_steps", label, _later(steps.run, name, size, options, compiled=compiled))
+        if not compiled:
+            profiled = folder / f"profile-{name.lower()}"
+            yield Group("gpu_kernels", name, _later(_profile, name, size, options, profiled))
+    for name, bits in list(quantizers.groups())[: 1 if dry_run else None]:
+        yield Group("gpu_quantizers", f"{name}, {bits} bits", _later(quantizers.run, name, bits, options))
+    yield Group("bench_recurrent", "layers", _later(_recurrent, options))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what is missing until the budget is spent; return the exit status: 75 if something is left."""
+    started = time.monotonic()
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_common_arguments(parser)
+    parser.add_argument("--repeats", type=int, default=15, help="rounds of each group; default: 15")
+    asked = parser.parse_args(arguments)
+    if not (asked.dry_run or torch.cuda.is_available()):
+        return fail(NO_GPU)
+    return run(asked.results, asked.budget, started, repeats=asked.repeats, dry_run=asked.dry_run)
+
+
+def run(folder: Path, budget: float | None, started: float, *, repeats: int = 15, dry_run: bool = False) -> int:
+    """Measure what is missing; return the exit status."""
+    warnings.filterwarnings("ignore", module=r"torch|brevitas|torchao")
+    options = Options(device(), 2 if dry_run else repeats, quick=dry_run)
+    size = steps.Size(2, 32) if dry_run else steps.Size()
+    folder.mkdir(parents=True, exist_ok=True)
+    where = environment(options.device)
+    left = 0
+    for group in groups(options, folder, size, dry_run=dry_run):
+        if _is_recorded(group, folder / FILE, where):
+            continue
+        if budget is not None and time.monotonic() - started > budget:
+            left += 1
+            continue
+        found = group.measure()
+        _show(group, found)
+        described = {"bench": group.bench, "group": group.label, "run": _now()} | where
+        for record in found:
+            append(folder / FILE, record | described)
+        _empty_cache()
+    if left:
+        print(f"{left} groups are left; the same command goes on")
+    return SOME_LEFT if left else 0
+
+
+def _is_recorded(group: Group, path: Path, where: Record) -> bool:
+    """Whether there are records of a group, from the same device and sources."""
+    same = ("device", "torch", "sources")
+    return any(
+        (record["bench"], record["group"]) == (group.bench, group.label)
+        and all(record[name] == where[name] for name in same)
+        for record in read(path)
+    )
+
+
+def _profile(name: str, size: steps.Size, options: Options, folder: Path) -> list[Record]:
+    return [kernels.run(name, size, options, folder)]
+
+
+def _recurrent(options: Options) -> list[Record]:
+    return [record for group in bench_recurrent.run(options) for record in group]
+
+
+def _later(function: Callable[..., list[Record]], *arguments: Any, **options: Any) -> Callable[[], list[Record]]:
+    return lambda: function(*arguments, **options)
+
+
+def _show(group: Group, found: Sequence[Record]) -> None:
+    print(f"== {group.bench}, {group.label}")
+    if all("seconds" in record for record in found):
+        for parameters in {str(record["parameters"]): None for record in found}:
+            report([record for record in found if str(record["parameters"]) == parameters])
+
+
+def _empty_cache() -> None:
+    """Give memory back, so that one group does not take it from the next."""
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
