@@ -179,7 +179,7 @@ def _partition_at_medians(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     rows = rows.contiguous()
     ordered = rows.sort(dim=1).values
     # A bin is the range [start, stop) of a sorted row; consecutive bins share an end.
-    ends = torch.tensor([0, length], device=rows.device).expand(count, 2)
+    ends = (length * torch.arange(2, device=rows.device)).expand(count, 2)
     thresholds = rows.new_empty(count, 0)
     for level in range(bits):
         start, stop = ends[:, :-1], ends[:, 1:]

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_balq import functional
 from lightning_balq.functional.recurrent import Mode, Recurrence, StateGrid, initial_state
+from lightning_balq.kernels.plain import is_plain
 from lightning_balq.kernels.recurrent import recurrent_fake_quantize
 from lightning_balq.nn.inputs import map_first_tensor
 from lightning_balq.nn.layers import RUNNING, STATE, LayerQuantizer, quantized_weights
@@ -45,6 +46,8 @@ class QuantizedRecurrent(Learning):
         with quantized_weights(layer, quantizer), _flat_weights(layer):
             if "state_l0" in quantizer.inputs and quantizer.schedule.phase != "float":
                 return _forward(layer, quantizer, *args, **kwargs)
+            if _runs_in_cudnn(layer._flat_weights):
+                layer.__dict__["_flat_weights"] = list(_OneChunk.apply(layer, *layer._flat_weights))  # type: ignore[no-untyped-call]  # torch leaves it untyped
             return original(*args, **kwargs)
 
 
@@ -58,6 +61,30 @@ def _flat_weights(layer: Any) -> Iterator[None]:
         yield
     finally:
         entries["_flat_weights"] = earlier
+
+
+def _runs_in_cudnn(weights: list[Tensor]) -> bool:
+    """Whether cuDNN gets these weights as they are; under autocast, torch makes copies of another type itself."""
+    return (
+        all(is_plain(weight, "cuda") for weight in weights)
+        and torch.backends.cudnn.is_acceptable(weights[0])  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        and not torch.is_autocast_enabled("cuda")
+    )
+
+
+class _OneChunk(torch.autograd.Function):
+    """Copies of weights in one chunk of memory, as cuDNN wants them; it would copy them itself, and warn of that."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: Any, *weights: Tensor) -> tuple[Tensor, ...]:
+        copies = [weight.clone(memory_format=torch.contiguous_format) for weight in weights]
+        layer.__dict__["_flat_weights"] = copies
+        torch.nn.RNNBase.flatten_parameters(layer)  # moves them, as it moves parameters
+        return tuple(copies)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *gradients
 
 
 class _Sequences(NamedTuple):

@@ -243,7 +243,7 @@ def test_second_derivative_is_that_of_the_function_of_the_levels():
 # --- CUDA and properties ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a CUDA device with the CPU")
+@pytest.mark.gpu
 @SIGNED
 @pytest.mark.parametrize("bits", ALL_BITS)
 @pytest.mark.parametrize("r", [0.1, 1.0, 1.7, 6.0])

@@ -347,7 +347,7 @@ def test_codes_of_the_branch_for_accelerators_equal_literal_recursion_exactly(dr
     assert_close(codes.as_subclass(torch.Tensor), expected, rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a CUDA device with the CPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("center", CENTERS)
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("kind", ["gaussian", "ties"])
@@ -361,7 +361,7 @@ def test_codes_on_cuda_equal_codes_on_cpu(draw, bits, kind, granularity, center)
     assert_close(thresholds, balanced_thresholds(weight, bits, **options), rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a CUDA device with the CPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_levels_on_cuda_equal_levels_on_cpu(draw, bits, scale):

@@ -319,7 +319,7 @@ def test_dorefa_in_low_precision_is_float32_result_rounded(draw, dtype, bits):
 # --- CUDA ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="compares a CUDA device with the CPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("granularity", ["per_tensor", "per_channel"])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

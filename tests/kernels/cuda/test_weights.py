@@ -17,6 +17,7 @@ from tests.kernels.cuda.device import device_or_skip, truncated
 
 pytest.importorskip("triton", reason="the kernels need triton")
 DEVICE = device_or_skip()
+pytestmark = [pytest.mark.gpu] if DEVICE.type == "cuda" else []
 kernels = importlib.import_module("lightning_balq.kernels.cuda.weights")
 segments = importlib.import_module("lightning_balq.kernels.cuda.segments")
 
