@@ -71,8 +71,8 @@ def cells(asked: argparse.Namespace) -> list[Cell]:
     for seed in range(max((seeds_of(study, asked) for study in present), default=0)):
         for study in present:
             if seed < seeds_of(study, asked):
-                # Two tables may share the float network.
-                found |= {cell.name: cell for cell in study.cells(asked, folders[study.name], [seed])} | found
+                for cell in study.cells(asked, folders[study.name], [seed]):
+                    found.setdefault(cell.name, cell)  # two tables may share the float network
     return list(found.values())
 
 

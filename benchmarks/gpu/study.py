@@ -84,7 +84,7 @@ class Study:
         path = [f"data.path={data.resolve()}"]
         if not self.images:
             return path
-        kept = (asked.results / "decoded" / self.name).resolve()
+        kept = (asked.results / "decoded" / self.recipes[0]).resolve()
         return [*path, f"data.device={device()}", f"data.cache={kept}"]
 
     def of(self, records: Iterable[Record]) -> list[Record]:
