@@ -214,8 +214,9 @@ def _described(record: Record) -> str:
     commit = (
         "unknown" if record["commit"] is None else record["commit"][:7] + (" and changes" if record["dirty"] else "")
     )
+    cuda = f", CUDA {record['cuda']}" if "cuda" in record else ""
     return (
-        f"Device: {record['device']}, threads: {record['threads']}; torch {record['torch']}, lightning "
+        f"Device: {record['device']}, threads: {record['threads']}; torch {record['torch']}{cuda}, lightning "
         f"{record['lightning']}; commit {commit}, sources {record['sources']}"
     )
 

@@ -16,6 +16,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.bars import NOT_MEASURED, bars_table
@@ -25,6 +26,8 @@ from benchmarks.bench_quickstart import quickstart_table
 from benchmarks.bench_recording import recording_table
 from benchmarks.bench_soak import soak_table
 from benchmarks.figures import FIGURES, digest, draw, drawn_digest
+from benchmarks.gpu import ablations, cifar10, imagenette, penn_treebank
+from benchmarks.gpu.tables import cost_table, study_table
 from benchmarks.mutation_table import mutation_table
 from benchmarks.penn_treebank_tables import penn_treebank_published_table, penn_treebank_table
 from benchmarks.records import RESULTS, Record, read
@@ -58,6 +61,11 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "compare_digits_cnn": (COMPARE_DIGITS, markdown_tables),
     "deploy": ("bench_deploy--cpu--torch*.jsonl", deploy_table),
     "export": ("bench_export--cpu--torch*.jsonl", export_table),
+    "gpu_cost": ("gpu_cost--*--torch*.jsonl", cost_table),
+    **{
+        f"gpu_{module.STUDY.name}": ("gpu_tables--*--torch*.jsonl", partial(study_table, module.STUDY))
+        for module in (penn_treebank, cifar10, imagenette, ablations)
+    },
     "imagenet": ("bench_imagenet--cpu--torch*.jsonl", imagenet_table),
     "input": ("bench_input--cpu--torch*.jsonl", input_table),
     "mutation": ("mutation--cpu--torch2.13.0.jsonl", mutation_table),
@@ -77,7 +85,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
 """Name of a table to the files of its records, as globs, and the function that makes it from them."""
 
 MAY_BE_EMPTY = {
-    "activations", "bars", "deploy", "export", "imagenet", "input", "penn_treebank", "penn_treebank_published",
+    "activations", "bars", "deploy", "export", "gpu_ablations", "gpu_cifar10", "gpu_cost", "gpu_imagenette",
+    "gpu_penn_treebank", "imagenet", "input", "penn_treebank", "penn_treebank_published",
     "recurrent", "shipped", "soak", "steps", "weights",
 }  # fmt: skip
 """Tables that say so themselves if there are no records yet."""

@@ -26,6 +26,10 @@ def append(path: Path, record: Record) -> None:
 
 def results_path(benchmark: str, device: torch.device) -> Path:
     """Where the records of a benchmark are kept: ``<benchmark>--<device>--torch<version>.jsonl``."""
-    kind = str(environment(device)["device"]).lower().replace(" ", "-")
-    version = torch.__version__.partition("+")[0]
-    return RESULTS / f"{benchmark}--{kind}--torch{version}.jsonl"
+    return RESULTS / file_name(benchmark, environment(device))
+
+
+def file_name(benchmark: str, where: Record) -> str:
+    """Name of the file of a benchmark's records that were measured where ``where`` says."""
+    kind, version = str(where["device"]).lower().replace(" ", "-"), str(where["torch"]).partition("+")[0]
+    return f"{benchmark}--{kind}--torch{version}.jsonl"

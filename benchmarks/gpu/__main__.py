@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu import ablations, cifar10, cost, imagenette, penn_treebank
-from benchmarks.gpu.study import NO_GPU, Study, add_arguments, fail, run, seeds_of
+from benchmarks.gpu.study import NO_GPU, Study, add_arguments, fail, parsed, run, seeds_of
 from recipes.compare.cells import Cell
 from recipes.compare.runs import SOME_FAILED, SOME_LEFT
 from recipes.environment import ROOT, source_digest
@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         option, name = f"--{study.name.replace('_', '-')}", names[study.name]
         parser.add_argument(option, dest=study.name, default=name, metavar="NAME", help=f"its folder; default: {name}")
     add_arguments(parser)
-    return parser.parse_args(arguments)
+    return parsed(parser, arguments)
 
 
 def _gpu() -> str:

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import bench_recurrent
 from benchmarks.gpu import kernels, quantizers, steps
-from benchmarks.gpu.study import NO_GPU, add_common_arguments, device, fail
+from benchmarks.gpu.study import NO_GPU, add_common_arguments, device, fail, parsed
 from benchmarks.program import Options, report
 from benchmarks.records import Record, append, read
 from recipes.compare.runs import SOME_LEFT
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_common_arguments(parser)
     parser.add_argument("--repeats", type=int, default=15, help="rounds of each group; default: 15")
-    asked = parser.parse_args(arguments)
+    asked = parsed(parser, arguments)
     if not (asked.dry_run or torch.cuda.is_available()):
         return fail(NO_GPU)
     return run(asked.results, asked.budget, started, repeats=asked.repeats, dry_run=asked.dry_run)

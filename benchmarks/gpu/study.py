@@ -106,7 +106,7 @@ def main(study: Study, description: str, arguments: Sequence[str] | None = None)
     )  # fmt: skip
     parser.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="the data, as for the recipe")
     add_arguments(parser)
-    asked = parser.parse_args(arguments)
+    asked = parsed(parser, arguments)
     if not (asked.dry_run or torch.cuda.is_available()):
         return fail(NO_GPU)
     cells = list(study.cells(asked, asked.data, range(seeds_of(study, asked))))
@@ -138,6 +138,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="bf16-mixed", help="of the Trainer, for images; default: bf16-mixed")
     parser.add_argument("--compile", action="store_true", help="compile networks for images")
     parser.add_argument("--retry", action="store_true", help="run again what failed")
+
+
+def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read a command line; what a dry run records is kept apart."""
+    asked = parser.parse_args(arguments)
+    if asked.dry_run:
+        asked.results = asked.results / "dry_run"
+    return asked
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,21 +31,27 @@ FIELDS = (
 """Columns of the CSV."""
 
 
-def markdown_tables(records: Sequence[Record], baseline: str = BASELINE) -> str:
+def markdown_tables(records: Sequence[Record], *baselines: str) -> str:
     """One table for each recipe with its overrides, device and version of torch."""
-    return "\n\n".join(markdown_table(group, baseline) for group in settings_of(records).values())
+    return "\n\n".join(markdown_table(group, *baselines) for group in settings_of(records).values())
 
 
-def markdown_table(records: Sequence[Record], baseline: str = BASELINE) -> str:
-    """One row a method and width: metric, codes, bytes, differences; what was run stands below."""
+def markdown_table(records: Sequence[Record], *baselines: str) -> str:
+    """One row a method and width: metric, codes, bytes, differences; what was run stands below.
+
+    Args:
+        records: of one recipe with its overrides, one device and version of torch.
+        baselines: methods to compare with besides float; ``uniform_mean`` by default.
+    """
+    baselines = baselines or (BASELINE,)
     rows = rows_of(records)
-    to_float, to_baseline = against_float(rows), against_baseline(rows, baseline)
+    compared = [against_float(rows), *(against_baseline(rows, baseline) for baseline in baselines)]
     header = ["W/A", "method", NAMES[metric_of(records)], "best validation", "effective bitwidth", "bytes", "overhead",
-              "against float", f"against {baseline}"]  # fmt: skip
+              *(f"against {name}" for name in (FLOAT, *baselines))]  # fmt: skip
     lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
-    lines += [[*_cells(row), _verdict(to_float.get(row.label)), _verdict(to_baseline.get(row.label))] for row in rows]
+    lines += [[*_cells(row), *(_verdict(found.get(row.label)) for found in compared)] for row in rows]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\n{note(records, baseline)}"
+    return f"{table}\n\n{note(records, baselines)}"
 
 
 def csv_table(records: Sequence[Record], baseline: str = BASELINE) -> str:
@@ -124,10 +130,10 @@ def _numbers(records: Sequence[Record], row: Row) -> dict[str, Any]:
 # ---- what stands below a table ---------------------------------------------------------------------------------------
 
 
-def note(records: Sequence[Record], baseline: str) -> str:
+def note(records: Sequence[Record], baselines: Sequence[str]) -> str:
     """Say what the numbers are, what is the same for all rows, and where they were measured."""
     finished = [record for record in records if record["status"] == "finished"]
-    parts = [_what(records, finished), _float_layers(finished), _how(baseline), _where(records)]
+    parts = [_what(records, finished), _float_layers(finished), _how(baselines), _where(records)]
     return " ".join(part for part in [*parts, _failures(records)] if part)
 
 
@@ -162,12 +168,13 @@ def _float_layers(finished: Iterable[Record]) -> str:
     return f"Layers that stay float: {' or '.join(sorted(policy or 'none' for policy in policies))}."
 
 
-def _how(baseline: str) -> str:
+def _how(baselines: Sequence[str]) -> str:
+    others = ", ".join(f"`{baseline}`" for baseline in baselines)
     return (
         "Mean ± deviation over seeds (their number) of the network of the last epoch, as fixed before; the best "
         "validation of all epochs stands beside it and is not compared. Bytes: all parameters, with those quantized as "
         "codes and scales. Overhead: share of a training step spent quantizing, median. Differences: paired by seed, "
-        f"mean (95 % confidence interval), to float and to `{baseline}` of the same width; p of a paired t-test, "
+        f"mean (95 % confidence interval), to float and to {others} of the same width; p of a paired t-test, "
         "adjusted for the rows of the column (Holm)."
     )
 
@@ -175,6 +182,8 @@ def _how(baseline: str) -> str:
 def _where(records: Sequence[Record]) -> str:
     names = ("device", "threads", "torch", "lightning", "lightning_balq", "sources")
     where = {name: ", ".join(sorted({str(record[name]) for record in records})) for name in names}
+    cuda = sorted({str(record["cuda"]) for record in records if "cuda" in record})
+    where["torch"] += f", CUDA {', '.join(cuda)}" if cuda else ""
     dirty = " with changes" if any(record["dirty"] for record in records) else ""
     commits = ", ".join(sorted({str(record["commit"])[:7] for record in records}))
     return (
