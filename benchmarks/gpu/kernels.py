@@ -57,7 +57,8 @@ def longest(profiler: profile, device: torch.device) -> list[Kernel]:
     """Kernels by their time, the longest first, and behind them the others together."""
     on_gpu = device.type == "cuda"
     kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
-    rows = [row for row in profiler.key_averages() if row.device_type == kind]
+    # What a program annotates, such as the step of an optimizer, is no kernel, but holds some.
+    rows = [row for row in profiler.key_averages() if row.device_type == kind and not row.is_user_annotation]
     found = [
         Kernel(row.key, (row.self_device_time_total if on_gpu else row.self_cpu_time_total) / 1e6, row.count)
         for row in rows

@@ -4,13 +4,11 @@ Each test runs on the CPU too, as far as it means something there: then at least
 """
 
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_balq import BalancedQuantization, LSQQuantization
 from lightning_balq.nn import (
@@ -31,8 +29,8 @@ from lightning_balq.nn import (
 from tests.callback.tiny import Batches, quiet_trainer
 from tests.callback.tiny import tiny_model as tiny_module
 from tests.helpers import assert_equal, everything, hand_quantized, randn, tiny_model
+from tests.waiting import DEVICES, NoReads, without_waiting
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 on_both = pytest.mark.parametrize("device", DEVICES)
 METHODS = {
     "balanced": lambda bits: everything(BalancedQuantizer(bits), activation_bits=bits),
@@ -56,34 +54,6 @@ QUANTIZERS = {
     "uniform by channel": lambda bits: UniformQuantizer(bits, "mean", "per_channel"),
     "dorefa": DoReFaQuantizer,
 }  # fmt: skip
-
-
-class NoReads(TorchDispatchMode):
-    """Raises where the host would wait for a GPU: for a value, or for the size of a result."""
-
-    WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "unique_dim", "unique_consecutive")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        indices = args[1] if name in ("index", "index_put", "index_put_", "_index_put_impl_") else ()
-        masked = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
-        if masked or name.startswith(self.WAIT):
-            raise RuntimeError(f"{name} waits for the device")
-        return func(*args, **kwargs or {})
-
-
-@contextmanager
-def without_waiting(device):
-    """An operation that makes the host wait for the device raises."""
-    if device == "cpu":
-        with NoReads():
-            yield
-        return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_waiting_is_noticed_on_a_cpu():

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from recipes.data.draws import generator
 from recipes.data.tensor_crops import TensorCrops, crop_and_resize, random_boxes
 from recipes.data.transforms import RandomResizedCrop
+from tests.waiting import DEVICES, without_waiting
 
 SIDE = 16
 IMAGES = torch.randint(256, (60, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -67,3 +68,13 @@ def test_half_of_the_images_are_flipped():
     falling = (images.diff(dim=-1) <= 0).flatten(1).all(1)
     assert torch.equal(rising, ~falling)
     assert abs(rising.float().mean() - 0.5) < 4 * math.sqrt(0.25 / 400)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_batch_waits_for_the_device(device):
+    fetch = TensorCrops(IMAGES.to(device), LABELS.to(device), **PLAIN, size=12, smallest=0.3, seed=0)
+    fetch(0, [0])  # mean and deviation are uploaded once
+    with without_waiting(device):
+        images, labels, _ = fetch(1, [3, 5, 7])
+    assert_close(images.cpu(), parts(epoch=1, indices=[3, 5, 7]).images, rtol=0, atol=0.01)  # as above
+    assert labels.tolist() == [3, 5, 7]

@@ -4,6 +4,7 @@ import torch
 from torch.testing import assert_close
 
 from recipes.data.tensor_images import TensorImages
+from tests.waiting import DEVICES, without_waiting
 
 COUNT, SIZE, PADDING = 400, 5, 2
 IMAGES = torch.randint(1, 256, (COUNT, 3, SIZE, SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -63,3 +64,13 @@ def test_flips_happen_only_when_asked_for(flip):
     changed = (images != IMAGES).flatten(1).any(1)
     assert bool(changed.any()) == flip
     assert torch.equal(images[changed], IMAGES[changed].flip(-1))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_batch_waits_for_the_device(device):
+    fetch = TensorImages(IMAGES.to(device), LABELS.to(device), **PLAIN, padding=PADDING, flip=True)
+    fetch(0, [0])  # mean and deviation are uploaded once
+    with without_waiting(device):
+        images, labels, _ = fetch(1, [3, 5, 7])
+    assert torch.equal(images.round().to(torch.uint8).cpu(), augmented(epoch=1, indices=[3, 5, 7]))
+    assert labels.tolist() == [3, 5, 7]
