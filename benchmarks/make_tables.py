@@ -29,7 +29,7 @@ from benchmarks.figures import FIGURES, digest, draw, drawn_digest
 from benchmarks.gpu import ablations, cifar10, imagenette, penn_treebank
 from benchmarks.gpu.tables import cost_table, study_table
 from benchmarks.mutation_table import mutation_table
-from benchmarks.penn_treebank_tables import penn_treebank_published_table, penn_treebank_table
+from benchmarks.penn_treebank_tables import penn_treebank_table
 from benchmarks.records import RESULTS, Record, read
 from benchmarks.shipped import shipped_table
 from benchmarks.speed_tables import (
@@ -70,7 +70,6 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
     "input": ("bench_input--cpu--torch*.jsonl", input_table),
     "mutation": ("mutation--cpu--torch2.13.0.jsonl", mutation_table),
     "penn_treebank": (PENN_TREEBANK, penn_treebank_table),
-    "penn_treebank_published": (PENN_TREEBANK, penn_treebank_published_table),
     "quickstart": ("bench_quickstart--cpu--torch2.13.0.jsonl", quickstart_table),
     "recording": ("bench_recording--cpu--torch2.13.0.jsonl", recording_table),
     "recurrent": ("bench_recurrent--cpu--torch*.jsonl", recurrent_table),
@@ -86,7 +85,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Sequence[Record]], str]]] = {
 
 MAY_BE_EMPTY = {
     "activations", "bars", "deploy", "export", "gpu_ablations", "gpu_cifar10", "gpu_cost", "gpu_imagenette",
-    "gpu_penn_treebank", "imagenet", "input", "penn_treebank", "penn_treebank_published",
+    "gpu_penn_treebank", "imagenet", "input", "penn_treebank",
     "recurrent", "shipped", "soak", "steps", "weights",
 }  # fmt: skip
 """Tables that say so themselves if there are no records yet."""

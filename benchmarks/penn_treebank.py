@@ -2,10 +2,10 @@
 
 Question: which method loses least against the float network at each width?  Not measured: other texts, large networks.
 
-Three settings. `full` is that of Xu et al. 2018: the whole text, 80 epochs, quantized networks start from the float one
-of the same seed. `reduced` takes minutes for a run on one core, with a part of the training text and few epochs;
-quantized networks start from the float one too. `beginning` is one pass over a smaller part, from scratch. Both compare
-methods and say nothing about published perplexities. Validation and test text are always whole.
+Two settings for a CPU. `reduced` takes minutes for a run on one core, with a part of the training text and few epochs;
+quantized networks start from the float one of the same seed. `beginning` is one pass over a smaller part, from scratch.
+Both compare methods and say nothing about published perplexities: `benchmarks.gpu.penn_treebank` has the setting for
+that. Validation and test text are always whole.
 Weights of quantized networks are clipped to [-1, 1]; everything else is equal for all. The balanced methods and
 `uniform_mean` have their outermost level at 1.25 times the mean magnitude, `uniform_max` at the largest.
 

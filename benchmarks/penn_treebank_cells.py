@@ -16,7 +16,7 @@ METHODS: dict[str, dict[str, str | None]] = {
     FLOAT: {"quantizer": FLOAT, "center": None, "scale": None},
 }
 WIDTHS: dict[str, tuple[int | None, int | None]] = {
-    FLOAT: (None, None), "W2": (2, None), "W2A2": (2, 2), "W2A3": (2, 3), "W3A3": (3, 3), "W4A4": (4, 4),
+    FLOAT: (None, None), "W2": (2, None), "W2A2": (2, 2),
 }  # fmt: skip
 """Bits of weights and of activations."""
 
@@ -91,12 +91,6 @@ SETTINGS = {
         steps=20, eval_batch_size=50, units=300, dropout=0.25, optimizer="adam", learning_rate=5e-4, decay=10.0,
         milestones=None, gradient_clip=1.0, weight_clip=1.0, granularity="per_channel", activation_range="unit",
         from_float=True, blend_epochs=0.5,
-    ),
-    "full": Setting(
-        "full", networks=("lstm", "gru"), widths=("W2A2", "W2", "W4A4", "W2A3", "W3A3"), seeds=(0, 1, 2),
-        train_share=1.0, epochs=80, batch_size=20, steps=30, eval_batch_size=10, units=300, dropout=0.5,
-        optimizer="sgd", learning_rate=20.0, decay=1.2, milestones=None, gradient_clip=0.25, weight_clip=1.0,
-        granularity="per_channel", activation_range="unit", from_float=True, blend_epochs=0.5,
     ),
 }  # fmt: skip
 

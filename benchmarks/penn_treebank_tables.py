@@ -1,4 +1,4 @@
-"""Tables of the study of the Penn Treebank: what was measured, and beside it what was published."""
+"""Tables of the study of the Penn Treebank."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,20 +21,6 @@ LABELS = {
     "uniform_mean": "uniform, mean scale", "uniform_max": "uniform, max scale",
 }  # fmt: skip
 NETWORKS = {"lstm": "LSTM", "gru": "GRU"}
-
-COLUMNS = [(network, width) for network in NETWORKS for width in ("W2A2", "W2A3", "W3A3", "W4A4", FLOAT)]
-"""Of the table of published results."""
-
-PUBLISHED = {
-    "Zhou 2017, balanced": "126 123 - 114 106-107 142 - - 116 100",
-    "He 2016, mean scale": "152 142 120? 114 109 150? 128? 109? 104? 100?",
-    "He 2016, max scale": "164 155 122? 114? - 165? 141? 110? 102? -",
-    "Hubara 2016, QNN": "- 220 - 100 97 - - - - -",
-    "Wang 2018, HitNet (ternary)": "110.3 - - - 97.2 113.5 - - - 102.7",
-    "Xu 2018, refined": "100.3 95.6 91.3 - 89.8 105.1 100.3 95.9 - 92.5",
-    "Xu 2018, alternating": "95.8 91.9 87.9 - 89.8 101.2 97.0 92.9 - 92.5",
-}
-"""Test perplexities in the order of the columns."""
 
 
 @dataclass(frozen=True)
@@ -115,41 +101,6 @@ def difference(row: Row, other: Row | None) -> str:
 def _p(value: float | None) -> str:
     shown = probability(value)
     return shown if value is None else f"p {shown}" if shown.startswith("<") else f"p = {shown}"
-
-
-def penn_treebank_published_table(records: Sequence[Record]) -> str:
-    """Published test perplexities, and ours of the full setting below them."""
-    rows = [[name, *["" if number == "-" else number for number in line.split()]] for name, line in PUBLISHED.items()]
-    measured = rows_of([record for record in records if record["setting"] == "full"])
-    rows += [
-        [f"ours, {LABELS[method]}", *[_ours(measured, method, *column) for column in COLUMNS]]
-        for method in METHODS
-        if method != FLOAT
-    ]
-    header = ["", *[f"{NETWORKS[network]} {_short(width)}" for network, width in COLUMNS]]
-    return f"{markdown(header, rows)}\n\n{PUBLISHED_NOTE}"
-
-
-PUBLISHED_NOTE = (
-    "Test perplexity of one layer of 300 units; columns: bits of weights / activations. Ours: the `full` setting, mean "
-    "over the seeds measured. A question mark: not checked against the paper. The settings differ: He et al. train by "
-    "Adam from scratch, with states in [0, 1]; Xu et al. start from a float network, train by SGD, and give every row "
-    "of a weight matrix its own scales; ours is their schedule, with one partition and scale for each row, and the "
-    "first half epoch blends from float to quantized. Compare each row with its own float column first."
-)
-
-
-def _ours(rows: Sequence[Row], method: str, network: str, width: str) -> str:
-    row = find(rows, network, width, FLOAT if width == FLOAT else method)
-    if row is None:
-        return "not measured"
-    values = list(row.perplexities().values())
-    return f"{fmean(values):.1f}" if values else "diverged"
-
-
-def _short(width: str) -> str:
-    weights, activations = WIDTHS[width]
-    return FLOAT if weights is None else f"{weights}/{activations}"
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Everything that a GPU is needed for, what matters most first: tests, cost, then all tables, first seeds first.
+"""Everything that a GPU is needed for, what matters most first: tests, costs, and the tables, first seeds first.
 
 Run: python -m benchmarks.gpu --data-root FOLDER --results FOLDER --budget 580
 
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import torch
@@ -61,7 +62,11 @@ def run_tests(results: Path, budget: float | None) -> int:
 
 
 def cells(asked: argparse.Namespace) -> list[Cell]:
-    """The cells of all tables whose data are there; the first seed of all rows of all tables before the second."""
+    """The cells of all tables whose data are there, in the order in which to run them.
+
+    The first seed of all rows comes before the second, and of a seed the first width of all tables before the second;
+    of a width, tables take turns, so that each has rows when time runs out.
+    """
     folders = {study.name: asked.data_root / getattr(asked, study.name) for study in STUDIES}
     for study in STUDIES:
         if not folders[study.name].is_dir():
@@ -69,9 +74,12 @@ def cells(asked: argparse.Namespace) -> list[Cell]:
     present = [study for study in STUDIES if folders[study.name].is_dir()]
     found: dict[str, Cell] = {}
     for seed in range(max((seeds_of(study, asked) for study in present), default=0)):
-        for study in present:
-            if seed < seeds_of(study, asked):
-                for cell in study.cells(asked, folders[study.name], [seed]):
+        due = [study for study in present if seed < seeds_of(study, asked)]
+        rows = [(study, list(study.cells(asked, folders[study.name], [seed]))) for study in due]
+        for place in range(max(len(study.widths) for study in due)):
+            turns = [[cell for cell in row if study.place(cell.width) == place] for study, row in rows]
+            for cell in chain.from_iterable(zip_longest(*turns)):
+                if cell is not None:
                     found.setdefault(cell.name, cell)  # two tables may share the float network
     return list(found.values())
 

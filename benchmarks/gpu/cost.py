@@ -26,6 +26,8 @@ from recipes.compare.runs import SOME_LEFT
 from recipes.environment import environment
 
 FILE = "cost.jsonl"
+LAST_START = 0.75
+"""Share of the budget after which no group is begun: one that compiles takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def run(folder: Path, budget: float | None, started: float, *, repeats: int = 15
     for group in groups(options, folder, size, dry_run=dry_run):
         if _is_recorded(group, folder / FILE, where):
             continue
-        if budget is not None and time.monotonic() - started > budget:
+        if budget is not None and time.monotonic() - started > LAST_START * budget:
             left += 1
             continue
         found = group.measure()

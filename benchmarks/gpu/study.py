@@ -91,6 +91,10 @@ class Study:
         """Those of some records that are of this study."""
         return [one for one in records if one["recipe"] in self.recipes and one["method"] in self.methods]
 
+    def place(self, width: Width) -> int:
+        """How many widths are more important than this one; none than float."""
+        return 0 if width.weight_bits is None else self.columns.index(width)
+
     @property
     def columns(self) -> list[Width]:
         """Widths of the table."""

@@ -52,20 +52,20 @@ def whole(study):
 
 
 def test_what_matters_most_comes_first():
-    reduced, full = list(all_cells(SETTINGS["reduced"])), list(all_cells(SETTINGS["full"]))
-    assert len(reduced) == 2 * (1 + 2 * 4) and len(full) == 3 * 2 * (1 + 5 * 4)
-    assert len({cell.name for cell in full}) == len(full)
+    reduced = list(all_cells(SETTINGS["reduced"]))
+    both = list(all_cells(replace(SETTINGS["reduced"], networks=("lstm", "gru"), seeds=(0, 1, 2))))
+    assert len(reduced) == 2 * (1 + 2 * 4) and len(both) == 3 * 2 * (1 + 2 * 4)
+    assert len({cell.name for cell in both}) == len(both)
     assert reduced[0] == FLOAT_CELL and {cell.width for cell in reduced[1:5]} == {"W2A2"}
-    for cells in (reduced, full):
+    for cells in (reduced, both):
         assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
         assert all(cells.index(cell.reference) <= cells.index(cell) for cell in cells)
 
 
 def test_cells_are_chosen_by_name():
-    kept = select(all_cells(SETTINGS["full"]), ["gru-W4A4-*-1", "lstm-float-*"])
+    kept = select(all_cells(SETTINGS["reduced"]), ["lstm-W2-*-1", "lstm-float-*"])
     assert [cell.name for cell in kept] == [
-        "lstm-float-float-0", "lstm-float-float-1", *[f"gru-W4A4-{method}-1" for method in list(METHODS)[:4]],
-        "lstm-float-float-2",
+        "lstm-float-float-0", "lstm-float-float-1", *[f"lstm-W2-{method}-1" for method in list(METHODS)[:4]],
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"must match the name of a cell, got \['rnn-\*'\], which match none of 18"):
         select(all_cells(SETTINGS["reduced"]), ["rnn-*"])
@@ -204,9 +204,9 @@ def test_quantized_networks_start_from_the_float_one_of_their_seed(study, monkey
 
 
 def test_blending_ends_within_the_first_epoch(study):
-    made = study(SETTINGS["full"])
+    made = study(SETTINGS["reduced"])
     made.data.setup("fit")
-    run = Run(QUANTIZED, SETTINGS["full"], made.data, made.work, CPU)
+    run = Run(QUANTIZED, SETTINGS["reduced"], made.data, made.work, CPU)
     assert 0 < run.quantization().blend_steps < len(made.data.train_dataloader()) - 1
     assert Run(QUANTIZED, TINY, made.data, made.work, CPU).quantization().blend_steps == 0
 
@@ -215,14 +215,14 @@ def test_blending_ends_within_the_first_epoch(study):
 def test_a_method_is_its_callback(study, method):
     made = study()
     made.data.setup("fit")
-    run = Run(Cell("gru", FLOAT if method == FLOAT else "W2A3", method, 0), TINY, made.data, made.work, CPU)
+    run = Run(Cell("gru", FLOAT if method == FLOAT else "W2A2", method, 0), TINY, made.data, made.work, CPU)
     callback = run.quantization()
     if method == FLOAT:
         assert callback is None
         return
     kind, option = method.split("_")
     assert type(callback) is {"balanced": BalancedQuantization, "uniform": UniformQuantization}[kind]
-    assert (callback.weight_bits, callback.activation_bits) == (2, 3)
+    assert (callback.weight_bits, callback.activation_bits) == (2, 2)
     assert callback.scale == ("mean" if kind == "balanced" else option)
     assert kind == "uniform" or callback.center == option
     model = run.model()
@@ -257,5 +257,5 @@ def test_the_program_lists_runs_and_resumes(tmp_path, monkeypatch, capsys):
 
 
 def test_records_of_two_settings_share_a_file(study, tmp_path):
-    append(tmp_path / "work.jsonl", {"setting": "full", "numbers": {}})
+    append(tmp_path / "work.jsonl", {"setting": "other", "numbers": {}})
     assert study(replace(TINY, epochs=1)).run([FLOAT_CELL]) == 1

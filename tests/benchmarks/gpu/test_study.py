@@ -128,13 +128,18 @@ def test_without_a_gpu_a_dry_run_is_offered(tmp_path, capsys):
 # ---- everything ------------------------------------------------------------------------------------------------------
 
 
-def test_first_seeds_of_all_tables_come_before_second_ones(tmp_path, data, capsys):
+def test_tables_take_turns_and_first_seeds_and_widths_come_first(tmp_path, data, capsys):
     words = ["--data-root", str(data), "--results", str(tmp_path), "--imagenette", "nothing"]
     found = everything.cells(everything.parse(words))
     assert "imagenette is left out: there is no folder" in capsys.readouterr().out
     seeds = [cell.seed for cell in found]
     assert seeds == sorted(seeds) and seeds.count(0) == 34 + 25 + 10 == seeds.count(2)
-    assert [cell.recipe.stem for cell in (found[0], found[34])] == ["ptb_lstm_float", "cifar10_resnet20_float"]
+    assert [f"{cell.recipe.stem} {cell.method.name}" for cell in found[:5]] == [
+        "ptb_lstm_float float", "cifar10_resnet20_float float", "ptb_lstm_float balanced_mean",
+        "cifar10_resnet20_float balanced_learned", "cifar10_resnet20_float defaults",
+    ]  # fmt: skip
+    first = [str(cell.width) for cell in found if cell.seed == 0]
+    assert set(first[: 10 + 9 + 10]) == {"float", "W2A2"} and "W2A2" not in first[29:]
 
 
 def test_tests_come_first_and_are_not_repeated_once_they_passed(tmp_path, monkeypatch):
