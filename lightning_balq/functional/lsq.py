@@ -264,6 +264,8 @@ class _Scaled(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, odd: Tensor, half: Tensor) -> Tensor:
         ctx.save_for_backward(odd, half)
         levels = odd * per_row(half, odd)
+        if levels.dtype == weight.dtype == torch.float32:  # torch 2.11 compiles away the gradient behind a vain `to`
+            return levels
         return levels.to(torch.float32).to(weight.dtype)  # float32 levels, as those of all quantizers, of float64 too
 
     @staticmethod

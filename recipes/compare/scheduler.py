@@ -44,6 +44,8 @@ class Scheduler:
     _free: SimpleQueue[str | None] = field(default_factory=SimpleQueue)
     _processes: set[BaseProcess] = field(default_factory=set)
     _stopped: bool = False
+    _names: dict[Cell, str] = field(default_factory=dict)
+    _starts: dict[Cell, str | None] = field(default_factory=dict)
 
     def run(self, cells: Sequence[Cell], announce: Announce) -> list[Cell]:
         """Run cells in their order, but those that begin with a float network only when that is recorded.
@@ -63,6 +65,9 @@ class Scheduler:
             self._free.put(gpu)
         waiting, left = list(cells), []
         running: dict[Future[Record | None], Cell] = {}
+        # Names are digests of files: they are asked for once.
+        self._names = {cell: cell.name for cell in cells}
+        self._starts = {cell: None if cell.start is None else cell.start.name for cell in cells}
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
                 while True:
@@ -87,12 +92,12 @@ class Scheduler:
         """The first cell that can be run now."""
         if self._stopped or self._seconds_left() == 0:
             return None
-        unfinished = {cell.name for cell in (*waiting, *running) if cell.start is None}
+        unfinished = {self._names[cell] for cell in (*waiting, *running)}
         return next((cell for cell in waiting if self._can_start(cell, unfinished)), None)
 
     def _can_start(self, cell: Cell, unfinished: set[str]) -> bool:
-        start = cell.start
-        return start is None or (start.name not in unfinished and self.results.record(start.name) is not None)
+        start = self._starts[cell]
+        return start is None or (start not in unfinished and self.results.record(start) is not None)
 
     def _seconds_left(self) -> float | None:
         """Seconds to the deadline; ``None`` if there is none, or if it has passed and processes are ending."""

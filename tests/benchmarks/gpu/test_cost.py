@@ -77,7 +77,7 @@ def test_launches_on_a_gpu_do_not_grow_with_the_number_of_weights(bits):
         made = quantizers.cases([torch.randn(64, 64, 3, 3, device="cuda") for _ in range(count)], bits)
         made["balanced mean"]()  # compiles, and uploads tables
         counts.append(quantizers.launches(made["balanced mean"], torch.device("cuda")))
-    assert counts[0] == counts[1] <= 2 * bits + 4  # a launch for each bit, and what clears their counters
+    assert counts[0] == counts[1] <= 2 * bits + 8  # a launch for each bit, and what clears their counters
 
 
 @pytest.mark.parametrize("compiled", [False, True])
