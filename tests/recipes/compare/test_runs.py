@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ import yaml
 from filelock import FileLock
 
 import lightning_balq
+from recipes.compare import scheduler
 from recipes.compare.__main__ import main
-from recipes.compare.cells import Cell, Options, Width, all_cells, methods
+from recipes.compare.cells import Cell, Options, Width, all_cells, choose, methods
 from recipes.compare.records import Results
 from recipes.compare.runs import SOME_LEFT
-from recipes.compare.scheduler import BUSY, Scheduler
+from recipes.compare.scheduler import BUSY
 from recipes.compare.training import attempt, portable, run
 from recipes.train import main as train
 from tests.recipes.tiny import RandomImages
@@ -256,30 +258,41 @@ def test_killed_at_any_moment_and_called_again_it_ends_as_if_never_killed():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and process groups")
-def test_a_budget_stops_runs_that_the_next_call_ends_as_if_never_stopped():
-    size = ["--set", "data.size=300", "data.batch_size=4", "trainer.max_epochs=40"]
-    chosen = ["--methods", "float", "lsq", "--seeds", "1", *size]
-    program = start(*chosen, "--budget", "0")
+@pytest.mark.parametrize("budget", ["0", "1.5"])
+def test_a_budget_ends_the_program_and_says_what_is_left(budget):
+    program = start(
+        "--methods", "float", "lsq", "--seeds", "1", "--set", "trainer.max_epochs=10000", "--budget", budget
+    )
     _, shown = program.communicate(timeout=100)
     assert program.returncode == SOME_LEFT and "2 of 2 runs are left; the same command goes on" in shown
-    assert records() == {} and not Path("results/runs").exists()
-    # Long enough to begin on any machine, and not to end.
-    budget = 1.0
-    while not list(Path("results").rglob("last.ckpt")):
-        budget *= 2
-        program = start(*chosen, "--budget", str(budget))
-        _, shown = program.communicate(timeout=200)
-        assert program.returncode == SOME_LEFT and "of 2 runs are left" in shown and "another program" not in shown
-        wait_until(lambda group=program.pid: not group_exists(group))
-    program = start(*chosen, "--budget", "1000", "--jobs", "2")
-    _, shown = program.communicate(timeout=200)
-    assert program.returncode == 0 and "left" not in shown
-    stopped = records()
-    assert {name: record["resumed"] for name, record in stopped.items()} == {
-        "some--float--float": True, "some--lsq--W2A2": False,
-    }  # fmt: skip
-    assert main(["run", "some.yaml", "--method", "float", *size, "--results", "whole"]) == 0
-    assert metrics(records("whole")["some--float--float"]) == metrics(stopped["some--float--float"])
+    assert "another program" not in shown and records() == {}
+    wait_until(lambda: not group_exists(program.pid))
+    assert Path("results/runs").exists() == (budget != "0")
+
+
+def test_runs_that_the_deadline_stops_end_later_as_if_never_stopped(monkeypatch):
+    size = ["data.size=300", "data.batch_size=4", "trainer.max_epochs=6"]
+    cells = list(all_cells(Path("some.yaml"), choose(methods(), ["float", "lsq"]), [Width(2, 2)], [0], size))
+    results, announced = Results(Path("results")), []
+
+    def passed(running, timeout, when):
+        """As if the deadline passed right after the first epoch."""
+        if timeout is None:
+            return wait(running, timeout, when)
+        wait_until(lambda: list(Path("results/runs").glob("*/last.ckpt")))
+        return set(), running
+
+    deadline = time.monotonic() + 1000
+    first = scheduler.Scheduler(results, Options(), jobs=1, deadline=deadline)
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "wait", passed)
+        assert first.run(cells, lambda *said: announced.append(said)) == cells
+    assert announced == [] and results.read() == []
+    assert scheduler.Scheduler(results, Options(), jobs=2, deadline=deadline).run(cells, lambda *_: None) == []
+    stopped = records()["some--float--float"]
+    assert stopped["resumed"] and not records()["some--lsq--W2A2"]["resumed"]
+    assert main(["run", "some.yaml", "--method", "float", "--set", *size, "--results", "whole"]) == 0
+    assert metrics(records("whole")["some--float--float"]) == metrics(stopped)
 
 
 @pytest.mark.parametrize("budget", ["-1", "soon", "inf"])
@@ -305,10 +318,10 @@ def test_a_method_may_begin_with_the_float_network_of_its_seed(tmp_path):
     cells = list(all_cells(Path("some.yaml"), list(found.values()), [Width(2, 2)], range(2), []))
     quantized = [cell for cell in cells if cell.method.name != "float"]
     order = []
-    scheduler = Scheduler(Results(Path("results")), Options(), jobs=3)
+    runs = scheduler.Scheduler(Results(Path("results")), Options(), jobs=3)
     # The float networks come last, and are run first all the same.
     mixed = [*quantized, *[cell for cell in cells if cell not in quantized]]
-    left = scheduler.run(mixed, lambda cell, _: order.append(cell))
+    left = runs.run(mixed, lambda cell, _: order.append(cell))
     assert left == [] and {cell.label for cell in order[:2]} == {"float, seed 0", "float, seed 1"}
     written = {(record["method"], record["seed"]): record for record in Results(Path("results")).read()}
     for cell in quantized:
@@ -325,8 +338,8 @@ def test_without_the_float_network_that_it_begins_with_a_run_is_left_or_fails(tm
     found = from_float(tmp_path)
     cell = Cell(Path("some.yaml"), found["one"], Width(2, 2), 0)
     results = Results(Path("results"))
-    scheduler = Scheduler(results, Options(), jobs=1)
-    assert scheduler.run([cell], lambda *_: None) == [cell] and results.read() == []
+    runs = scheduler.Scheduler(results, Options(), jobs=1)
+    assert runs.run([cell], lambda *_: None) == [cell] and results.read() == []
     assert run(cell, results, Options())["error"].startswith("FileNotFoundError: one begins with the float network")
     results.write(cell.start.name, {"status": "failed"})
     error = attempt(cell, results, Options())["error"]
