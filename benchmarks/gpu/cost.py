@@ -4,11 +4,13 @@ Question: is quantizing free next to training, and if not, what takes the time? 
 Run: python -m benchmarks.gpu.cost --results FOLDER --budget 580
 
 Cases of a group take turns, as everywhere in these benchmarks. Each group is recorded when it is done, in
-``FOLDER/cost.jsonl``, and not measured again; the picture and the trace of a step are put beside it.
+``FOLDER/cost.jsonl``, and not measured again; one that fails is recorded with its error and does not stop the others.
+The picture and the trace of a step are put beside it.
 """
 
 import argparse
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from benchmarks.gpu import kernels, quantizers, steps
 from benchmarks.gpu.study import NO_GPU, add_common_arguments, device, fail, parsed
 from benchmarks.program import Options, report
 from benchmarks.records import Record, append, read
-from recipes.compare.runs import SOME_LEFT
+from recipes.compare.runs import SOME_FAILED, SOME_LEFT
 from recipes.environment import environment
 
 FILE = "cost.jsonl"
@@ -59,7 +61,7 @@ def groups(options: Options, folder: Path, size: steps.Size, *, dry_run: bool) -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is missing until the budget is spent; return the exit status: 75 if something is left."""
+    """Measure what is missing until the budget is spent; return the exit status: 75 if some is left, 1 if some failed."""
     started = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -69,42 +71,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parsed(parser, arguments)
     if not (asked.dry_run or torch.cuda.is_available()):
         return fail(NO_GPU)
-    return run(asked.results, asked.budget, started, repeats=asked.repeats, dry_run=asked.dry_run)
+    options = {"repeats": asked.repeats, "dry_run": asked.dry_run, "retry": asked.retry}
+    return run(asked.results, asked.budget, started, **options)
 
 
-def run(folder: Path, budget: float | None, started: float, *, repeats: int = 15, dry_run: bool = False) -> int:
+def run(
+    folder: Path, budget: float | None, started: float, *, repeats: int = 15, dry_run: bool = False, retry: bool = False
+) -> int:
     """Measure what is missing; return the exit status."""
     warnings.filterwarnings("ignore", module=r"torch|brevitas|torchao")
     options = Options(device(), 2 if dry_run else repeats, quick=dry_run)
     size = steps.Size(2, 32) if dry_run else steps.Size()
     folder.mkdir(parents=True, exist_ok=True)
     where = environment(options.device)
-    left = 0
+    left, failed = 0, 0
     for group in groups(options, folder, size, dry_run=dry_run):
-        if _is_recorded(group, folder / FILE, where):
+        before = _recorded(group, folder / FILE, where)
+        if before and not (retry and "error" in before[-1]):
+            failed += "error" in before[-1]
             continue
         if budget is not None and time.monotonic() - started > LAST_START * budget:
             left += 1
             continue
-        found = group.measure()
-        _show(group, found)
+        found = _measured(group)
+        failed += "error" in found[-1]
         described = {"bench": group.bench, "group": group.label, "run": _now()} | where
         for record in found:
             append(folder / FILE, record | described)
         _empty_cache()
+    if failed:
+        print(f"{failed} groups have failed; `--retry` measures them again")
     if left:
         print(f"{left} groups are left; the same command goes on")
-    return SOME_LEFT if left else 0
+    return SOME_FAILED if failed else SOME_LEFT if left else 0
 
 
-def _is_recorded(group: Group, path: Path, where: Record) -> bool:
-    """Whether there are records of a group, from the same device and sources."""
-    same = ("device", "torch", "sources")
-    return any(
-        (record["bench"], record["group"]) == (group.bench, group.label)
-        and all(record[name] == where[name] for name in same)
-        for record in read(path)
-    )
+def _recorded(group: Group, path: Path, where: Record) -> list[Record]:
+    """Records of a group, from the same device and sources."""
+    wanted = {"bench": group.bench, "group": group.label} | {
+        name: where[name] for name in ("device", "torch", "sources")
+    }
+    return [record for record in read(path) if wanted.items() <= record.items()]
+
+
+def _measured(group: Group) -> list[Record]:
+    """Measure a group and show what came out; what went wrong is a record too."""
+    try:
+        found = group.measure()
+    except Exception as error:
+        traceback.print_exc()
+        return [{"error": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}]
+    _show(group, found)
+    return found
 
 
 def _profile(name: str, size: steps.Size, options: Options, folder: Path) -> list[Record]:

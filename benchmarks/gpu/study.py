@@ -141,7 +141,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", nargs="+", default=[], metavar="GPU", help="to spread them over; default: the first")
     parser.add_argument("--precision", default="bf16-mixed", help="of the Trainer, for images; default: bf16-mixed")
     parser.add_argument("--compile", action="store_true", help="compile networks for images")
-    parser.add_argument("--retry", action="store_true", help="run again what failed")
 
 
 def parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -156,6 +155,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what all programs take."""
     parser.add_argument("--results", type=Path, required=True, metavar="FOLDER", help="where records are kept")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="stop after this time; default: never")
+    parser.add_argument("--retry", action="store_true", help="run again what failed")
     parser.add_argument("--dry-run", action="store_true", help="two batches of each run, on any device")
 
 

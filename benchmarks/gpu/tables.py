@@ -32,11 +32,16 @@ def study_table(study: Study, records: Sequence[Record]) -> str:
 
 def cost_table(records: Sequence[Record]) -> str:
     """Quantizers alone, training steps, recurrent layers, and the kernels that take longest."""
-    latest = _latest(records)
-    if not latest:
+    groups = _latest(records)
+    latest = [group for group in groups if "error" not in group[0]]
+    failed = [
+        f"{group[0]['bench']}, {group[0]['group']} ({group[0]['error']})" for group in groups if "error" in group[0]
+    ]
+    if not groups:
         return NOT_MEASURED
     tables = [make([group for group in latest if group[0]["bench"] == bench]) for bench, make in PARTS.items()]
-    return "\n\n".join([*(table for table in tables if table), where([group[0] for group in latest])])
+    below = [where([group[0] for group in groups]), *([f"Failed: {'; '.join(failed)}."] if failed else [])]
+    return "\n\n".join([*(table for table in tables if table), *below])
 
 
 def quantizers_table(groups: Sequence[list[Record]]) -> str:

@@ -10,9 +10,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu import cost, kernels, quantizers, steps
 from benchmarks.program import Options
-from benchmarks.records import read
+from benchmarks.records import append, read
 from lightning_balq.nn import quantized_layers
-from recipes.compare.runs import SOME_LEFT
+from recipes.compare.runs import SOME_FAILED, SOME_LEFT
 
 CPU = torch.device("cpu")
 OPTIONS = Options(CPU, 2, quick=True)
@@ -123,28 +123,40 @@ def test_annotations_are_no_kernels():
     assert "aten::sum" in names and "what holds others" not in names
 
 
-def test_groups_are_recorded_once_and_the_budget_is_kept(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cost, "_recurrent", lambda options: [])
-    arguments = (tmp_path, 0.0, time.monotonic() - 1)
-    assert cost.run(*arguments, dry_run=True) == SOME_LEFT
+def test_groups_are_recorded_once_and_the_budget_is_kept(small, tmp_path, capsys):
+    assert cost.run(tmp_path, 0.0, time.monotonic() - 1, dry_run=True) == SOME_LEFT
     assert "4 groups are left; the same command goes on" in capsys.readouterr().out
     assert not (tmp_path / cost.FILE).exists()
     assert cost.main(["--results", str(tmp_path), "--dry-run"]) == 0
     records = read(tmp_path / "dry_run" / cost.FILE)
     assert [record["bench"] for record in records].count("gpu_steps") == 3
     assert {record["device"] for record in records} == {"cpu"} and all("/" not in record["group"] for record in records)
-    assert cost.main(["--results", str(tmp_path), "--dry-run", "--budget", "0"]) == SOME_LEFT  # `layers` has no record
+    assert cost.main(["--results", str(tmp_path), "--dry-run", "--budget", "0"]) == 0
     assert read(tmp_path / "dry_run" / cost.FILE) == records
+
+
+def test_a_group_that_fails_is_recorded_and_does_not_stop_the_others(small, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "build", None)
+        patch.setattr(cost, "_recurrent", lambda options: [{"case": "some"}])
+        for _ in range(2):  # the second time, nothing is measured
+            assert cost.run(tmp_path, None, 0.0, dry_run=True) == SOME_FAILED
+    records = read(tmp_path / cost.FILE)
+    errors = {record["bench"]: record["error"] for record in records if "error" in record}
+    assert errors == dict.fromkeys(["gpu_steps", "gpu_kernels"], "TypeError: 'NoneType' object is not callable")
+    assert [record["bench"] for record in records].count("gpu_steps") == 1 and len(records) > 5
+    assert capsys.readouterr().out.count("2 groups have failed; `--retry` measures them again") == 2
+    assert cost.run(tmp_path, None, 0.0, dry_run=True, retry=True) == 0
+    assert [record.get("case") for record in read(tmp_path / cost.FILE)][-4:] == [*steps.METHODS, "balanced W4A4"]
 
 
 def test_other_sources_are_measured_anew(tmp_path):
     where = {"device": "a gpu", "torch": "2", "sources": "abc"}
-    group = cost.Group("bench", "label", list)
-    path = tmp_path / cost.FILE
-    path.write_text('{"bench": "bench", "group": "label", "device": "a gpu", "torch": "2", "sources": "abc"}\n')
-    assert cost._is_recorded(group, path, where)
-    assert not cost._is_recorded(group, path, where | {"sources": "def"})
-    assert not cost._is_recorded(cost.Group("bench", "other", list), path, where)
+    group, path = cost.Group("bench", "label", list), tmp_path / cost.FILE
+    append(path, {"bench": "bench", "group": "label"} | where)
+    assert cost._recorded(group, path, where)
+    assert not cost._recorded(group, path, where | {"sources": "def"})
+    assert not cost._recorded(cost.Group("bench", "other", list), path, where)
 
 
 def test_all_groups_of_a_full_run_are_named(tmp_path):

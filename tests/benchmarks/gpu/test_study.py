@@ -142,7 +142,7 @@ def test_tables_take_turns_and_first_seeds_and_widths_come_first(tmp_path, data,
     assert set(first[: 10 + 9 + 10]) == {"float", "W2A2"} and "W2A2" not in first[29:]
 
 
-def test_tests_come_first_and_are_not_repeated_once_they_passed(tmp_path, monkeypatch):
+def test_tests_run_once_for_all_calls_and_again_if_asked_after_a_failure(tmp_path, monkeypatch):
     statuses, commands = [1, 0], []
 
     def start(command, **options):
@@ -151,9 +151,13 @@ def test_tests_come_first_and_are_not_repeated_once_they_passed(tmp_path, monkey
         return subprocess.CompletedProcess(command, statuses.pop(0))
 
     monkeypatch.setattr(everything.subprocess, "run", start)
-    assert [everything.run_tests(tmp_path, None) for _ in range(3)] == [1, 0, 0]
-    assert len(commands) == 2 and commands[0][1:5] == ["-m", "pytest", "-m", "gpu"]
+    assert [everything.run_tests(tmp_path, None) for _ in range(2)] == [1, 1] and len(commands) == 1
+    assert [everything.run_tests(tmp_path, None, again=True) for _ in range(3)] == [0, 0, 0] and len(commands) == 2
+    assert commands[0][1:5] == ["-m", "pytest", "-m", "gpu"]
     assert (tmp_path / "tests.txt").read_text() == "what pytest says"
+    monkeypatch.setattr(everything, "source_digest", lambda: "others")
+    statuses.append(1)
+    assert everything.run_tests(tmp_path, None) == 1
 
 
 def test_tests_that_take_too_long_are_left_for_the_next_call(tmp_path, monkeypatch):
@@ -169,7 +173,7 @@ def test_tests_that_take_too_long_are_left_for_the_next_call(tmp_path, monkeypat
     [((0, 0, 0), 0), ((0, SOME_LEFT, 0), SOME_LEFT), ((1, SOME_LEFT, 0), 1), ((0, SOME_LEFT, 1), 1)],
 )
 def test_the_exit_status_tells_failures_from_what_is_left(tmp_path, data, monkeypatch, statuses, status):
-    monkeypatch.setattr(everything, "run_tests", lambda *_: statuses[0])
+    monkeypatch.setattr(everything, "run_tests", lambda *_, **__: statuses[0])
     monkeypatch.setattr(everything.cost, "run", lambda *_, **__: statuses[1])
     monkeypatch.setattr(everything, "run", lambda *_: statuses[2])
     assert everything.main(["--data-root", str(data), "--results", str(tmp_path), "--dry-run"]) == status

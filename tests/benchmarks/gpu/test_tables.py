@@ -152,6 +152,13 @@ def test_a_group_that_was_measured_again_counts_once():
     assert table.count("| balanced mean |") == 1 and "| 1.50 | 5 |" in table
 
 
+def test_a_group_that_failed_is_named():
+    failed = {"bench": "gpu_steps", "group": "ResNet-50", "error": "OutOfMemoryError: too much", "run": "3"}
+    failed |= {name: cost_records()[0][name] for name in ("device", "torch", "threads", "lightning", "commit", "dirty")}
+    table = tables.cost_table([*cost_records(), failed | {"sources": "abc"}])
+    assert table.endswith("Failed: gpu_steps, ResNet-50 (OutOfMemoryError: too much).")
+
+
 # ---- from the results of a run to documents --------------------------------------------------------------------------
 
 
