@@ -61,7 +61,7 @@ def groups(options: Options, folder: Path, size: steps.Size, *, dry_run: bool) -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what is missing until the budget is spent; return the exit status: 75 if some is left, 1 if some failed."""
+    """Measure what is missing until the budget is spent; return the exit status, 75 if something is left."""
     started = time.monotonic()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
