@@ -25,6 +25,9 @@ from recipes.compare.runs import SOME_FAILED, SOME_LEFT
 from recipes.environment import ROOT, source_digest
 
 STUDIES: tuple[Study, ...] = tuple(module.STUDY for module in (penn_treebank, cifar10, imagenette, ablations))
+TESTS = tuple(f"tests/{folder}" for folder in ("nn", "kernels", "functional", "recipes", "benchmarks"))
+"""Folders that have tests marked for a GPU."""
+
 COST_SHARE = 0.5
 """Of the budget of a call, what the cost may take at most; what is left of it comes in the next call."""
 
@@ -58,7 +61,7 @@ def run_tests(results: Path, budget: float | None, *, again: bool = False) -> in
         return int(before["status"])
     results.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
-    command += ["--continue-on-collection-errors", "tests"]  # a package that is missing leaves the other tests
+    command += ["--continue-on-collection-errors", *TESTS]  # a package that is missing leaves the other tests
     limit = None if budget is None else budget / 2
     with log.open("w") as file:
         try:

@@ -16,6 +16,7 @@ from recipes.compare.records import Results
 from recipes.compare.runs import SOME_LEFT
 from recipes.compare.training import run
 from tests.benchmarks.gpu.data import FOLDERS, write_all
+from tests.helpers import ROOT
 
 pytest.importorskip("datasets")
 pytestmark = pytest.mark.usefixtures("own_datasets")
@@ -158,6 +159,13 @@ def test_tests_run_once_for_all_calls_and_again_if_asked_after_a_failure(tmp_pat
     monkeypatch.setattr(everything, "source_digest", lambda: "others")
     statuses.append(1)
     assert everything.run_tests(tmp_path, None) == 1
+
+
+def test_all_tests_that_need_a_gpu_are_among_those_that_run():
+    marked = [path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text()]
+    assert len(marked) > 8
+    for path in marked:
+        assert any(path.is_relative_to(ROOT / folder) for folder in everything.TESTS), path
 
 
 def test_tests_that_take_too_long_are_left_for_the_next_call(tmp_path, monkeypatch):
