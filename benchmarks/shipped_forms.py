@@ -60,8 +60,8 @@ class Network:
         """Inputs of a forward: some images, or the first steps of some texts and the state before them."""
         batch, _ = next(iter(self.data.test_dataloader()))
         if isinstance(self.plain, ImageClassifier):
-            return (batch[:count],)
-        return batch[:, :count], zero_state(self.plain, count)
+            return (batch[:count].clone(),)  # else the file of a program would hold all of the batch
+        return batch[:, :count].clone(), zero_state(self.plain, count)
 
     def dynamic_shapes(self) -> tuple[Any, ...]:
         """Free dimensions of the inputs."""
