@@ -102,6 +102,8 @@ def test_stopped_program_leaves_no_process(tmp_path, number):
     running = subprocess.Popen(
         command("--epochs", "10000"), cwd=tmp_path, env=environment(tmp_path),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # Tests that a shell runs in the background ignore Ctrl-C, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         wait_until(lambda: (tmp_path / "quickstart_report").exists())
