@@ -122,3 +122,12 @@ def _is_module(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:  # the parent is a file
         return False
+
+
+def test_the_site_holds_its_own_style() -> None:
+    text = (DOCS / "mkdocs" / "mkdocs.yml").read_text()
+    (path,) = re.findall(r"^extra_css:\n  - (\S+)\n", text, re.MULTILINE)
+
+    assert (DOCS / path).is_file()
+    # The folder of settings is left out of the site; left out as a whole, it would take the style along.
+    assert f"exclude_docs: |\n  /mkdocs/*\n  !/{path}\n" in text
