@@ -74,7 +74,7 @@ def test_two_processes_take_every_image_once_and_share_the_batches_of_one(tmp_pa
         )
         quiet_trainer(tmp_path, max_epochs=2, **trainer).fit(Witness(tmp_path), datamodule=data)
 
-    fit(strategy="ddp_fork", devices=2)
+    fit(strategy="ddp_spawn", devices=2)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     fit()
     whole = torch.load(tmp_path / "rank0.pt", weights_only=True)
