@@ -28,6 +28,7 @@ from benchmarks.harness import measure, ratio
 from benchmarks.program import records, report, show
 from benchmarks.records import Record, append, results_path
 from benchmarks.shipped_forms import FLOAT, PYTORCH, Form, Network, make_forms
+from lightning_balq.cli.comparison import compare_exported
 from lightning_balq.cli.sources import build_model, quantized_model, read_checkpoint
 from recipes.configuration import load
 from recipes.data.cifar10 import Cifar10
@@ -43,6 +44,9 @@ THREADS = (1, 2)
 REPEATS = 30
 COMPARED = 10**7
 """Outputs that are compared one by one, those of the first batches; the metric is that of all."""
+
+COMPARED_INPUTS = 64
+"""Images or texts, at most, with which layers are compared one by one."""
 NOT_MEASURED = "No records yet. Measure: `python -m benchmarks.shipped RECIPE CHECKPOINT`."
 NAMES = {"test_accuracy": ("accuracy, %", 100.0), "test_perplexity": ("perplexity", 1.0)}
 """Words for a metric, and what it is shown times."""
@@ -67,7 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device("cpu")
     output = given.output or results_path(NAME, device)
     described = {"bench": NAME, "run": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    network = read(given.recipe, given.checkpoint, given.data_path)
+    try:
+        network = read(given.recipe, given.checkpoint, given.data_path)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     tested: dict[str, Record] = {}
     for threads in THREADS:
         torch.set_num_threads(threads)
@@ -88,6 +95,9 @@ def read(recipe: Path, checkpoint: Path, data_path: str | None) -> Network:
     """Build model and data of a recipe, and load a checkpoint."""
     settings = load(recipe)
     data, model = settings["data"], settings["model"]
+    for part, known in ((data, DATA), (model, MODELS)):
+        if part["class_path"] not in known:
+            raise ValueError(f"{recipe} must have a class of {', '.join(known)}, got {part['class_path']}")
     found = DATA[data["class_path"]](**data.get("init_args", {}), **({} if data_path is None else {"path": data_path}))
     found.prepare_data()
     found.setup("test")
@@ -117,8 +127,19 @@ def evaluate_all(network: Network, forms: dict[str, Form]) -> dict[str, Record]:
             "difference": value[1] - metric[1],
             "median_error": float(differences.median()),
             "argmax_agreement": float(same.double().mean()),
+            "layer_error": layer_error(network, forms[name]),
         }
     return tested
+
+
+@torch.no_grad()
+def layer_error(network: Network, form: Form) -> float | None:
+    """Largest difference of a layer's output on the inputs that the file gives it, as a share of its largest output."""
+    if form.run is None:
+        return None
+    inputs = network.inputs(COMPARED_INPUTS)
+    layers = compare_exported(network.quantized, form.run(inputs), inputs, {}).layers
+    return max(layer.outputs / layer.magnitude for layer in layers if layer.outputs is not None and layer.magnitude)
 
 
 def evaluate(network: Network, form: Form) -> tuple[tuple[str, float], list[Tensor]]:
@@ -154,7 +175,7 @@ class Noted:
 
 
 def shipped_table(found: Sequence[Record]) -> str:
-    """Size, quality and speed of each network in each form, from its last records."""
+    """Size, quality, differences and speed of each network in each form, from its last records."""
     if not found:
         return NOT_MEASURED
     latest = [r for name in dict.fromkeys(_network(r) for r in found) for r in last_runs(_of(found, name))]
@@ -167,8 +188,8 @@ def shipped_table(found: Sequence[Record]) -> str:
         lines += [
             f"`{name}`:",
             "",
-            f"| form | kB | {word} | difference | argmax agrees | median difference of outputs | {speeds} |",
-            f"| --- |{' ---: |' * (5 + len(threads))}",
+            f"| form | kB | {word} | difference | argmax agrees | median of outputs | largest of a layer | {speeds} |",
+            f"| --- |{' ---: |' * (6 + len(threads))}",
         ]
         for record in (record for record in group if record["parameters"]["threads"] == threads[0]):
             cells = [record["case"], f"{record['bytes'] / 1000:,.1f}", *_quality(record, scale)]
@@ -182,10 +203,11 @@ def shipped_table(found: Sequence[Record]) -> str:
 
 def _quality(record: Mapping[str, Any], scale: float) -> list[str]:
     if "metric" not in record:
-        return [""] * 4
+        return [""] * 5
     value, difference = record["value"] * scale, record["difference"] * scale
     agreement, error = record["argmax_agreement"], record["median_error"]
-    return [f"{value:.3f}", f"{difference:+.5f}", f"{agreement:.2%}", f"{error:.1e}"]
+    layers = "" if record["layer_error"] is None else f"{record['layer_error']:.1e}"
+    return [f"{value:.3f}", f"{difference:+.5f}", f"{agreement:.2%}", f"{error:.1e}", layers]
 
 
 def _network(record: Record) -> str:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks.bench_export import open_session
 from benchmarks.harness import Case
+from lightning_balq.cli.engines import run_onnx, run_program
+from lightning_balq.cli.runs import Exported
 from lightning_balq.export import compile_deploy, load_packed, pack, to_deploy
 from lightning_balq.export.onnx import export_onnx
 from lightning_balq.export.onnx.graph import OPSET
@@ -29,11 +31,13 @@ class Form:
         size: bytes of its file; of float32 values where there is none.
         forward: the forward of the model.
         program: what is called to time it; ``forward`` by default.
+        run: runs the file, noting what goes into layers and comes out of them; ``None`` if layers are not told apart.
     """
 
     size: int
     forward: Callable[..., Any]
     program: Callable[..., Any] | None = None
+    run: Callable[[tuple[Any, ...]], Exported] | None = None
 
     def case(self, inputs: tuple[Any, ...]) -> Case:
         """One call, to be timed."""
@@ -92,7 +96,11 @@ def make_forms(network: Network, folder: Path) -> dict[str, Form]:
         module = torch.export.load(paths[PROGRAM]).module()
         forms[PROGRAM] = module, compile_deploy(module)
     size = sum(value.nbytes for value in [*network.plain.parameters(), *network.plain.buffers()])
-    found = {name: Form(paths[name].stat().st_size, *forms[name]) for name in names if name in forms}
+    runs: dict[str, Callable[..., Exported]] = {
+        name: partial(run_onnx, paths[name], kwargs={}) for name in (PORTABLE, INTEGER)
+    }
+    runs[PROGRAM] = partial(run_program, paths[PROGRAM], kwargs={}, model=network.quantized)
+    found = {name: Form(paths[name].stat().st_size, *forms[name], runs.get(name)) for name in names if name in forms}
     return {PYTORCH: Form(size, network.quantized.forward), **found}
 
 

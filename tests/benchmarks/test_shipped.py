@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -53,7 +55,17 @@ def test_every_form_is_tested_and_timed(trained, tmp_path, monkeypatch):
         assert abs(found[name]["difference"]) <= 5e-4 * exact["value"]
         assert found[name]["median_error"] <= 1e-6  # roundings of float sums
         assert found[name]["argmax_agreement"] > 0.99
+        assert found[name]["layer_error"] <= 1e-6
     assert shipped_table(list(found.values())).startswith("`small`:")
+
+
+@pytest.mark.parametrize(("recipe", "said"), [("no.yaml", "does not exist"), ("other.yaml", "of Cifar10, .*got Other")])
+def test_wrong_input_is_named(tmp_path, monkeypatch, capsys, recipe, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.yaml").write_text("data: {class_path: Other}\nmodel: {class_path: LanguageModel}")
+    with pytest.raises(SystemExit, match="2"):
+        shipped.main([recipe, "no.ckpt"])
+    assert re.search(said, capsys.readouterr().err)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -78,7 +90,7 @@ def test_a_form_that_computes_something_else_is_noticed(trained):
 def test_the_table_has_a_row_for_each_form_of_the_last_run_of_each_network():
     def made(run, network, threads, seconds):
         tested = {"metric": "test_accuracy", "value": 0.5, "difference": -0.001, "median_error": 1e-7,
-                  "argmax_agreement": 0.995}  # fmt: skip
+                  "argmax_agreement": 0.995, "layer_error": 2e-7}  # fmt: skip
         rows = [
             record("shipped", case, [time], run=run, network=network, threads=threads) | {"bytes": 1500, **more}
             for case, time, more in ((FLOAT, seconds, {}), (PACKED, 1.0, tested), (PROGRAM, 2.0, tested))
@@ -91,7 +103,7 @@ def test_the_table_has_a_row_for_each_form_of_the_last_run_of_each_network():
     lines = table.splitlines()
     assert lines[0] == "`a`:"
     assert lines[5] == (
-        f"| {PACKED} | 1.5 | 50.000 | -0.10000 | 99.50% | 1.0e-07 | 4.00 (4.00-4.00) | 2.00 (2.00-2.00) |"
+        f"| {PACKED} | 1.5 | 50.000 | -0.10000 | 99.50% | 1.0e-07 | 2.0e-07 | 4.00 (4.00-4.00) | 2.00 (2.00-2.00) |"
     )
     assert "`b`:" in lines and table.count(f"| {PROGRAM} |") == 2
     assert shipped_table([]) == NOT_MEASURED
