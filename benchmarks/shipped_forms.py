@@ -65,7 +65,8 @@ class Network:
         batch, _ = next(iter(self.data.test_dataloader()))
         if isinstance(self.plain, ImageClassifier):
             return (batch[:count].clone(),)  # else the file of a program would hold all of the batch
-        return batch[:, :count].clone(), zero_state(self.plain, count)
+        texts = batch[:, :count].clone()
+        return texts, zero_state(self.plain, texts.shape[1])
 
     def dynamic_shapes(self) -> tuple[Any, ...]:
         """Free dimensions of the inputs."""

@@ -16,7 +16,7 @@ from recipes.models.language import LanguageModel
 from tests.benchmarks.speed import record
 
 RECIPE = """
-data: {class_path: MarkovText, init_args: {batch_size: 4, eval_batch_size: 300}}
+data: {class_path: MarkovText, init_args: {batch_size: 4, eval_batch_size: 50}}
 model: {class_path: LanguageModel}
 """
 
