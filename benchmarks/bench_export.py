@@ -6,7 +6,9 @@ Not measured: other runtimes, convolutions, whole networks.
 Run: python -m benchmarks.bench_export
 
 ``float``: the float layer as torch exports it. ``portable`` and ``integer``: the modes of ``export_onnx``; weights are
-packed in both. Threads are those of the runtime, which spin no longer than a call. ``--quick``: smaller layers.
+packed in both. ``integer, products alone``: the graph of ``integer`` without what quantizes inputs and scales outputs;
+in a recurrent layer, without all that a step does beside its product. No form around the same products can be faster.
+Threads are those of the runtime, which spin no longer than a call. ``--quick``: smaller layers.
 """
 
 import importlib.util
@@ -27,6 +29,7 @@ from lightning_balq.export.onnx.graph import OPSET
 from lightning_balq.nn import activation_quantizers, settle_ranges_, update_ranges_
 
 REFERENCE, PORTABLE, INTEGER = "float", "portable", "integer"
+PRODUCTS = "integer, products alone"
 BITS = 4
 
 
@@ -70,14 +73,16 @@ def run(options: Options) -> Iterator[list[Record]]:
             files = write(layer, x, Path(folder))
             sizes = {case: path.stat().st_size for case, path in files.items()}
             sessions = {case: open_session(path) for case, path in files.items()}
-        feeds = {case: {session.get_inputs()[0].name: x.numpy()} for case, session in sessions.items()}
+        feeds = {case: feed(session, x) for case, session in sessions.items()}
         cases = {case: (lambda s=session, f=feeds[case]: s.run(None, f)) for case, session in sessions.items()}
         with torch.no_grad():
             right = layer(x)  # quantized by now
-        found = {case: torch.from_numpy(run_case()[0]) for case, run_case in cases.items()}
+        found = {case: torch.from_numpy(run_case()[0]) for case, run_case in cases.items() if case != PRODUCTS}
         parameters = {"layer": name, "threads": torch.get_num_threads(), "bits": BITS}
         group = records(measure(cases, options.device, options.repeats).items(), parameters, REFERENCE)
         for record in group:
+            if record["case"] == PRODUCTS:
+                continue
             record["file_bytes"] = sizes[record["case"]]
             difference = (found[record["case"]] - right).abs() / right.abs().max()
             if record["case"] != REFERENCE:
@@ -87,7 +92,7 @@ def run(options: Options) -> Iterator[list[Record]]:
 
 def write(layer: nn.Module, x: Tensor, folder: Path) -> dict[str, Path]:
     """Files of a float layer, which is then quantized, and of that in both modes."""
-    files = {case: folder / f"{case}.onnx" for case in (REFERENCE, PORTABLE, INTEGER)}
+    files = {case: folder / f"{case}.onnx" for case in (REFERENCE, PORTABLE, INTEGER, PRODUCTS)}
     torch.onnx.export(
         layer, (x,), str(files[REFERENCE]), dynamo=True, opset_version=OPSET, external_data=False, verbose=False
     )
@@ -100,7 +105,51 @@ def write(layer: nn.Module, x: Tensor, folder: Path) -> dict[str, Path]:
     layer.eval()
     export_onnx(layer, files[PORTABLE], x)
     export_onnx(layer, files[INTEGER], x, mode="integer")
+    keep_products(files[INTEGER], files[PRODUCTS])
     return files
+
+
+def keep_products(source: Path, target: Path) -> None:
+    """Write the graph of a layer in integers without all that is no product."""
+    import onnx  # an optional package
+
+    model = onnx.load(source)
+    scans = [node for node in model.graph.node if node.op_type == "Scan"]
+    for loop in (part.g for node in scans for part in node.attribute if part.name == "body"):
+        states, ends = [value.name for value in loop.input][:-1], [value.name for value in loop.output]
+        identities = zip([*states, states[-1]], ends, strict=True)  # states as they are, and one of them handed out
+        nodes = [*_products(loop), *(onnx.helper.make_node("Identity", [one], [other]) for one, other in identities)]
+        loop.ClearField("node")
+        loop.node.extend(nodes)
+    if not scans:
+        _keep_product(onnx, model.graph)
+    onnx.save(model, target)
+
+
+def _products(graph: Any) -> list[Any]:
+    return [node for node in graph.node if node.op_type == "MatMulInteger"]
+
+
+def _keep_product(onnx: Any, graph: Any) -> None:
+    """Keep the one product of a graph, with the constants that it multiplies."""
+    (product,) = _products(graph)
+    known, nodes = {value.name for value in graph.initializer}, []
+    for node in graph.node:
+        if known.issuperset(node.input):
+            known.update(node.output)
+            nodes.append(node)
+    shape = [axis.dim_value for axis in graph.input[0].type.tensor_type.shape.dim]
+    ends = (product.input[0], onnx.TensorProto.UINT8, shape), (product.output[0], onnx.TensorProto.INT32, None)
+    given, result = (onnx.helper.make_tensor_value_info(*end) for end in ends)
+    for field, values in (("node", [*nodes, product]), ("input", [given]), ("output", [result]), ("value_info", [])):
+        graph.ClearField(field)
+        getattr(graph, field).extend(values)
+
+
+def feed(session: Any, x: Tensor) -> dict[str, Any]:
+    """Inputs of a session: values, or integers in their place."""
+    (given,) = session.get_inputs()
+    return {given.name: x.numpy() if given.type == "tensor(float)" else x.abs().to(torch.uint8).numpy()}
 
 
 def open_session(path: Path) -> Any:

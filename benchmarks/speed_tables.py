@@ -107,7 +107,7 @@ def export_table(records: Sequence[Record]) -> str:
                 record["case"],
                 f"{record['seconds'][1] * 1000:.2f}",
                 show(ratio(group, bench_export.REFERENCE, record["case"])),
-                f"{record['file_bytes'] / 1000:,.0f}",
+                f"{record['file_bytes'] / 1000:,.0f}" if "file_bytes" in record else "",
                 error,
             ]
             lines.append(f"| {' | '.join(map(str, [*cells, record['n']]))} |")

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_balq.cli.precise import PreciseProducts
 from lightning_balq.export.onnx.marks import LayerCall, map_tensors
 from lightning_balq.nn import quantized_layers
 from lightning_balq.nn.layers import clean_name
@@ -84,6 +85,8 @@ def forced(
 ) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
     """Outputs of layers in the model and in the engine, where each layer of the model gets the inputs of the engine.
 
+    In the model, these layers sum products in float64: a difference is the rounding of the engine, and not that of
+    torch too. Recurrent layers do not: within them, roundings decide about the codes of states.
     Layers that the engine does not call as often as the model does are left out.
     """
     calls: dict[str, list[LayerCall]] = defaultdict(list)
@@ -96,12 +99,15 @@ def forced(
     if unknown:
         raise ValueError(f"the file tells of a layer {min(unknown)!r}, and the model has none of that name")
     handles = []
+    precise = ExitStack()
 
     def before(name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, given: Any, keywords: Any) -> Any:
             begun[name] += 1
             if begun[name] > len(calls[name]):
                 return None
+            if not isinstance(module, nn.RNNBase):
+                precise.enter_context(PreciseProducts())  # type: ignore[no-untyped-call]  # torch leaves it untyped
             places, inputs = count(), calls[name][begun[name] - 1].inputs
             return map_tensors((given, keywords), lambda tensor: inputs.get(next(places), tensor))
 
@@ -111,6 +117,7 @@ def forced(
         def hook(module: nn.Module, given: Any, output: Any) -> None:
             if begun[name] > len(calls[name]):
                 return
+            precise.close()
             places, outputs = count(), calls[name][begun[name] - 1].outputs
             right, found = pairs[name]
 
@@ -131,6 +138,7 @@ def forced(
             handles.append(seen.register_forward_hook(after(name)))
         run_model(model, args, kwargs)
     finally:
+        precise.close()
         for handle in handles:
             handle.remove()
     return {name: pair for name, pair in pairs.items() if begun[name] == len(calls[name]) and pair[0]}

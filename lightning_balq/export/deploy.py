@@ -11,14 +11,7 @@ from lightning_balq.export.deploy_norms import factor_and_offset, following_norm
 from lightning_balq.export.deploy_report import DeployedLayer, DeployReport
 from lightning_balq.export.describe import describe, type_name
 from lightning_balq.export.description import Description, QuantizedLayer
-from lightning_balq.export.integers import (
-    INT8_MAX,
-    IntegerWeight,
-    integer_input,
-    integer_weight,
-    overflow,
-    weight_peak,
-)
+from lightning_balq.export.integers import IntegerWeight, integer_input, integer_weight, overflow, weight_peak
 from lightning_balq.export.load import apply_
 from lightning_balq.nn.checkpoint import detach_checkpoint_hooks
 from lightning_balq.nn.forward import QuantizedConv, QuantizedLinear, layer_mixin
@@ -42,8 +35,9 @@ def to_deploy(model: nn.Module) -> nn.Module:
 
     The result runs anywhere; integer kernels run after compilation with frozen weights: see
     :func:`lightning_balq.export.compile_deploy`.
-    Outputs differ from those of ``model`` by the rounding of float sums, about 1e-7 of the largest; where that moves an
-    activation over a threshold, by one of its levels. Activations must be finite: NaN has no code.
+    Sums of products are exact up to 2^24 (as floats; in int8, up to 2^31), so that outputs differ from those of
+    ``model`` by the rounding of *its* sums, about 1e-6 of the largest; where that moves an activation over a threshold,
+    by one of its levels. Activations must be finite: NaN has no code.
 
     Args:
         model: quantized by a callback, by :func:`lightning_balq.quantize_` or by :func:`load_packed`; it is left as it
@@ -88,7 +82,8 @@ def to_deploy(model: nn.Module) -> nn.Module:
         if reasons[name]:
             _leave(layer, description.layers[name])
             continue
-        made, norm = _integer_layer(layer, description.layers[name], norms.get(layer))
+        norm = norms.get(layer)
+        made = _integer_layer(layer, description.layers[name], norm)
         replaced[layer] = made.to(next(layer.parameters()).device)
         if norm is not None:
             replaced[norm] = nn.Identity()
@@ -172,28 +167,18 @@ def _reason_of_type(layer: nn.Module) -> str:
     return "its forward is not that of torch.nn"
 
 
-def _integer_layer(
-    layer: nn.Module, described: QuantizedLayer, norm: nn.Module | None
-) -> tuple[IntegerLayer, nn.Module | None]:
-    """Integer form of a layer, and the batch norm that went into it."""
+def _integer_layer(layer: nn.Module, described: QuantizedLayer, norm: nn.Module | None) -> IntegerLayer:
+    """Integer form of a layer and the batch norm that follows it."""
     weight, given = integer_weight(described.weights["weight"]), integer_input(described.inputs["input"])
     parameter = layer._parameters["bias"]
     bias: Tensor | None = None if parameter is None else parameter.detach().cpu()
     if norm is not None:
         factor, offset = (value.cpu() for value in factor_and_offset(norm))
-        scaled = weight.times(factor)
-        if _fits(scaled):
-            weight = scaled
-            bias = (offset if bias is None else offset + factor * bias.double()).to(torch.float32)
-        else:  # -128 has no counterpart
-            norm = None
+        weight = IntegerWeight(weight.codes, weight.scale * factor)
+        bias = offset if bias is None else offset + factor * bias.double()
     if isinstance(layer, nn.Linear):
-        return IntegerLinear(weight, bias, given), norm
-    return IntegerConv(weight, bias, given, layer), norm  # type: ignore[arg-type]  # _reason lets only these pass
-
-
-def _fits(weight: IntegerWeight) -> bool:
-    return not weight.codes.numel() or bool(weight.codes.max() <= INT8_MAX)
+        return IntegerLinear(weight, bias, given)
+    return IntegerConv(weight, bias, given, layer)  # type: ignore[arg-type]  # _reason lets only these pass
 
 
 def _leave(layer: nn.Module, described: QuantizedLayer) -> None:

@@ -42,19 +42,21 @@ def _operators() -> Any:
 
 
 class IntegerLayer(nn.Module):
-    """What the int8 layers have in common: the weight as int8 and the input as uint8, both dequantized for the layer.
+    """What the int8 layers have in common: the weight as int8 and the input as uint8.
 
-    Run as it is, it computes in float what the fake-quantized layer computes. A compiler that freezes the weights turns
-    it into one integer kernel with a float bias and a float output.
+    Run as it is, it multiplies integers that are stored as floats: their sums are exact up to 2^24. One product with a
+    scale and one sum with a bias follow. A compiler that freezes the weights turns the former into an integer kernel,
+    and the latter become part of what comes after it.
 
     Args:
         weight: integers of the weight, which fit into int8.
-        bias: float32, one for each output channel; or ``None``.
+        bias: one number for each output channel; or ``None``.
         given: how the input is quantized.
     """
 
     codes: Tensor
     scale: Tensor
+    units: Tensor
     zero_points: Tensor
     bias: Tensor | None
 
@@ -63,8 +65,10 @@ class IntegerLayer(nn.Module):
         register_operators()
         self.given = given
         self.register_buffer("codes", weight.codes.to(torch.int8))
-        self.register_buffer("scale", weight.scale.clone())
-        self.register_buffer("zero_points", torch.zeros(len(weight.scale), dtype=torch.int64))
+        scale = weight.scale * given.scale
+        self.register_buffer("scale", scale.to(torch.float32))
+        self.register_buffer("units", torch.ones(len(scale)))
+        self.register_buffer("zero_points", torch.zeros(len(scale), dtype=torch.int64))
         self.register_buffer("bias", None if bias is None else bias.detach().to(torch.float32).clone())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -72,19 +76,30 @@ class IntegerLayer(nn.Module):
         register_operators()
 
     def activations(self, x: Tensor) -> Tensor:
-        """Levels of an input, by way of uint8."""
+        """Integers of an input, less their zero point, as floats that a compiler knows to be of uint8."""
         given = self.given
-        levels: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(
-            given.integers(x), given.scale, given.zero_point, 0, 255, torch.uint8
+        integers: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(
+            given.integers(x), 1.0, given.zero_point, 0, 255, torch.uint8
         )
-        return levels
+        return integers
 
     def weight(self) -> Tensor:
-        """Levels of the weight."""
-        levels: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(
-            self.codes, self.scale, self.zero_points, 0, -128, 127, torch.int8
+        """Integers of the weight, as floats that a compiler knows to be of int8."""
+        integers: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(
+            self.codes, self.units, self.zero_points, 0, -128, 127, torch.int8
         )
-        return levels
+        return integers
+
+    def scaled(self, sums: Tensor, channel: int) -> Tensor:
+        """Outputs, from sums of products.
+
+        Args:
+            sums: of integers.
+            channel: dimension of the output channels, from the last.
+        """
+        shape = (-1, *[1] * (-1 - channel))
+        values = sums * self.scale.reshape(shape)
+        return values if self.bias is None else values + self.bias.reshape(shape)
 
     def extra_repr(self) -> str:
         """Shape of the weight and width of the activations."""
@@ -97,7 +112,7 @@ class IntegerLinear(IntegerLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the weight to the quantized input."""
-        return F.linear(self.activations(input), self.weight(), self.bias)
+        return self.scaled(F.linear(self.activations(input), self.weight()), -1)
 
 
 class IntegerConv(IntegerLayer):
@@ -105,7 +120,7 @@ class IntegerConv(IntegerLayer):
 
     Args:
         weight: integers of the weight, which fit into int8.
-        bias: float32, one for each output channel; or ``None``.
+        bias: one number for each output channel; or ``None``.
         given: how the input is quantized.
         layer: what it stands for: stride, padding, dilation and groups are its.
     """
@@ -122,10 +137,10 @@ class IntegerConv(IntegerLayer):
         """Apply the weight to the quantized input; what pads it is quantized with it, and zeros stay zero."""
         if self.border:
             input = F.pad(input, self.border, self.padding_mode)
-        convolve = CONVOLUTIONS[self.codes.dim() - 2]
-        return convolve(
-            self.activations(input), self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups
-        )
+        dims = self.codes.dim() - 2
+        integers = self.activations(input), self.weight()
+        sums = CONVOLUTIONS[dims](*integers, None, self.stride, self.padding, self.dilation, self.groups)
+        return self.scaled(sums, -1 - dims)
 
 
 def _paddings(layer: nn.Conv1d | nn.Conv2d) -> tuple[tuple[int, ...], list[int]]:

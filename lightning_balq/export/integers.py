@@ -13,7 +13,6 @@ from torch import Tensor
 from lightning_balq.export.description import QuantizedInput, QuantizedWeight, multiples
 from lightning_balq.functional import activation_scale
 
-INT8_MAX = 127
 INT8_PEAK = 128
 """Magnitude of -128; no grid has 128 itself."""
 
@@ -32,43 +31,28 @@ class IntegerWeight:
 
     Attributes:
         codes: int16, output channels in dim 0; 0 where pruning took the weight.
-        scale: float32, > 0, shape ``(C,)``, one for each output channel.
+        scale: float64, shape ``(C,)``, one for each output channel.
     """
 
     codes: Tensor
     scale: Tensor
 
-    def times(self, factors: Tensor) -> "IntegerWeight":
-        """Multiply each output channel by a number; the sign goes to the codes.
-
-        Example:
-            >>> weight = IntegerWeight(torch.tensor([[1, -3], [3, 1]], dtype=torch.int16), torch.tensor([0.5, 0.5]))
-            >>> scaled = weight.times(torch.tensor([2.0, -4.0]))
-            >>> scaled.codes, scaled.scale
-            (tensor([[ 1, -3],
-                    [-3, -1]], dtype=torch.int16), tensor([1., 2.]))
-        """
-        signs = factors.sign().to(torch.int16).reshape(-1, *[1] * (self.codes.dim() - 1))
-        return IntegerWeight(self.codes * signs, _positive(self.scale.double() * factors.abs().double()))
-
 
 def integer_weight(weight: QuantizedWeight) -> IntegerWeight:
-    """Integers of a weight; the levels are ``codes * scale`` but for the rounding of the scale.
+    """Integers of a weight; the levels are ``codes * scale`` but for their rounding.
 
     Example:
         >>> codes = torch.tensor([[0, 3], [1, 2]], dtype=torch.uint8)
         >>> made = integer_weight(QuantizedWeight(codes, torch.tensor([0.5]), 2, "half", torch.float32, ""))
         >>> made.codes, made.scale
         (tensor([[-3,  3],
-                [-1,  1]], dtype=torch.int16), tensor([0.2500, 0.2500]))
+                [-1,  1]], dtype=torch.int16), tensor([0.2500, 0.2500], dtype=torch.float64))
     """
     table, unit = _table(weight)
     codes = table[weight.codes.long()]
     if weight.kept is not None:
         codes = codes * weight.kept
-    scale = weight.scale.double().expand(len(codes)) * unit
-    dead = (scale == 0).reshape(-1, *[1] * (codes.dim() - 1))
-    return IntegerWeight(torch.where(dead, 0, codes).to(torch.int16), _positive(scale))
+    return IntegerWeight(codes.to(torch.int16), weight.scale.double().expand(len(codes)) * unit)
 
 
 def weight_peak(weight: QuantizedWeight) -> int:
@@ -181,9 +165,3 @@ def _table(weight: QuantizedWeight) -> tuple[Tensor, float]:
         return multiples("integer", weight.bits).to(torch.int16), 1.0
     units = {"odd": 1.0, "half": 0.5, "unit": 1 / (2**weight.bits - 1)}
     return multiples("odd", weight.bits).to(torch.int16), units[weight.grid]
-
-
-def _positive(scale: Tensor) -> Tensor:
-    """Scales in float32; one of zero is 1, because kernels divide by it, and belongs to codes that are zero."""
-    rounded = scale.to(torch.float32)
-    return torch.where(rounded > 0, rounded, 1.0)

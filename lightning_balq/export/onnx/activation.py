@@ -6,6 +6,8 @@ integers, unsigned activations are their codes :math:`c`. Signed ones, whose lev
 which is none of the levels and stays zero.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from lightning_balq.export.description import QuantizedInput
@@ -26,37 +28,57 @@ def emit_levels(builder: GraphBuilder, x: str, given: QuantizedInput) -> str:
     return builder.op("Where", is_zero, builder.floats(0), builder.op("Add", levels, builder.floats(lower)))
 
 
-def emit_integers(builder: GraphBuilder, x: str, given: QuantizedInput, *, is_inside: bool = False) -> str:
+@dataclass(frozen=True)
+class Known:
+    """What is known of values before they are computed.
+
+    Attributes:
+        inside: none lies outside of the range of their levels.
+        nonzero: none is zero.
+    """
+
+    inside: bool = False
+    nonzero: bool = False
+
+
+UNKNOWN = Known()
+
+
+def emit_integers(builder: GraphBuilder, x: str, given: QuantizedInput, known: Known = UNKNOWN) -> str:
     """Emit the integers of ``x``, uint8.
 
     Args:
         builder: where to.
         x: name of float values.
         given: their levels, of a known range.
-        is_inside: whether no value can lie outside of the range.
+        known: what need not be looked at.
     """
     scale, lower = _scale_and_lower(given)
     largest = 2**given.bits - 1
     shifted = builder.op("Sub", x, builder.floats(lower)) if given.signed else x
     codes = builder.op("QuantizeLinear", shifted, builder.floats(scale), builder.byte(0))
-    if given.bits < 8 and not is_inside:
+    if given.bits < 8 and not known.inside:
         codes = builder.op("Min", codes, builder.byte(largest))
     if not given.signed:
         return codes
     doubled = builder.op("BitShift", codes, builder.byte(1), direction="LEFT")
+    if known.nonzero:
+        return doubled
     is_zero = builder.op("Equal", x, builder.floats(0))
     return builder.op("Where", is_zero, builder.byte(largest), doubled)
 
 
-def emit_levels_of(builder: GraphBuilder, integers: str, given: QuantizedInput) -> str:
+def emit_levels_of(builder: GraphBuilder, integers: str, given: QuantizedInput, known: Known = UNKNOWN) -> str:
     """Emit the levels that integers of :func:`emit_integers` stand for, bit for bit :func:`emit_levels`."""
-    scale, lower = _scale_and_lower(given)
-    values = builder.cast(integers, "FLOAT")
+    _, lower = _scale_and_lower(given)
     if not given.signed:
-        return builder.op("Mul", values, builder.floats(scale))
-    codes = builder.op("Mul", values, builder.floats(0.5))
-    levels = builder.op("Add", builder.op("Mul", codes, builder.floats(scale)), builder.floats(lower))
-    is_zero = builder.op("Equal", values, builder.floats(2**given.bits - 1))
+        return builder.op("Mul", builder.cast(integers, "FLOAT"), builder.floats(unit(given)))
+    values = builder.op("DequantizeLinear", integers, builder.floats(unit(given)))
+    levels = builder.op("Add", values, builder.floats(lower))
+    if known.nonzero:
+        return levels
+    zero = torch.tensor(zero_point(given), dtype=torch.float32) * unit(given)
+    is_zero = builder.op("Equal", values, builder.constant(zero))
     return builder.op("Where", is_zero, builder.floats(0), levels)
 
 

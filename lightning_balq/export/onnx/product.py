@@ -16,7 +16,7 @@ def emit_product(
     given: QuantizedInput,
     weight: QuantizedWeight,
     form: WeightForm,
-    bias: Tensor | None,
+    added: Tensor | str | None,
 ) -> str:
     """Emit a linear layer on integers: the exact sum of products, and one float product and sum for each output.
 
@@ -26,7 +26,7 @@ def emit_product(
         given: what they stand for.
         weight: of shape ``(outputs, inputs)``, or that of a convolution whose windows are in the activations.
         form: what :func:`lightning_balq.export.onnx.forms.choose_form` chose for both.
-        bias: of the outputs.
+        added: to the products: a bias, or the name of values of the shape of the result.
 
     Returns:
         Name of float32 values, shape ``(.., outputs)``.
@@ -37,9 +37,12 @@ def emit_product(
     if form.kind == "codes":  # 2c - n for codes c
         sums = _of_odd_integers(builder, sums, integers, given, weight.bits)
     scale = (weight.scale.double() * form.unit * unit(given)).to(torch.float32)
-    # Not DequantizeLinear, which ONNX Runtime moves along the graph, with zero points that 32 bits do not have.
-    result = builder.op("Mul", builder.cast(sums, "FLOAT"), builder.constant(scale))
-    return result if bias is None else builder.op("Add", result, builder.constant(bias))
+    if added is None:
+        # Not DequantizeLinear, which ONNX Runtime moves over operators of shapes, with zero points that 32 bits lack.
+        return builder.op("Mul", builder.cast(sums, "FLOAT"), builder.constant(scale))
+    per_tensor = scale.numel() == 1
+    values = builder.op("DequantizeLinear", sums, builder.constant(scale.reshape(()) if per_tensor else scale), axis=-1)
+    return builder.op("Add", values, added if isinstance(added, str) else builder.constant(added))
 
 
 def _of_odd_integers(builder: GraphBuilder, sums: str, integers: str, given: QuantizedInput, bits: int) -> str:

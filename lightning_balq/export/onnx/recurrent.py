@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_balq.export.description import QuantizedInput, QuantizedLayer, QuantizedWeight
-from lightning_balq.export.onnx.activation import emit_integers, emit_levels, emit_levels_of
+from lightning_balq.export.onnx.activation import UNKNOWN, Known, emit_integers, emit_levels, emit_levels_of
 from lightning_balq.export.onnx.decode import decode_levels, with_rows
 from lightning_balq.export.onnx.forms import WeightForm
 from lightning_balq.export.onnx.graph import GraphBuilder
@@ -33,9 +33,10 @@ class _Sequence:
 
     name: str
     given: QuantizedInput | None = None
+    known: Known = UNKNOWN
 
     def levels(self, builder: GraphBuilder) -> str:
-        return self.name if self.given is None else emit_levels_of(builder, self.name, self.given)
+        return self.name if self.given is None else emit_levels_of(builder, self.name, self.given, self.known)
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class RecurrentEmitter:
             for column in zip(*(run[1] for run in runs), strict=True)
         ]
         last = [column[0] if len(column) == 1 else builder.op("Concat", *column, axis=0) for column in ends]
-        return _Sequence(joined, outputs[0].given), last[0], last[1] if len(last) > 1 else ""
+        known = Known(all(output.known.inside for output in outputs), all(output.known.nonzero for output in outputs))
+        return _Sequence(joined, outputs[0].given, known), last[0], last[1] if len(last) > 1 else ""
 
     def _loop(
         self, builder: GraphBuilder, suffix: str, given: QuantizedInput | None, data: _Sequence, starts: list[str]
@@ -148,12 +150,12 @@ class RecurrentEmitter:
         order = _LOOP_GATES[mode]
         in_integers = f"weight_hh{suffix}" in self.forms
         carried = given if in_integers else None
+        known = self._known(suffix, given)
         projected = self._projected(builder, suffix, data)
         hidden, *cell = starts
         if given is not None:
             quantize = emit_integers if in_integers else emit_levels
             hidden = quantize(builder, hidden, given)
-        recurrent_bias = self._bias("bias_hh" + suffix, order) if mode == "GRU" and layer.bias else None
         with builder.into(builder.head):  # constants of the loop
             if not in_integers:
                 recurrent = builder.op("Transpose", self._matrix(builder, "weight_hh" + suffix, order), perm=[1, 0])
@@ -162,23 +164,26 @@ class RecurrentEmitter:
 
         body: list[Any] = []
         before, memory, row = (builder.name(kind) for kind in ("state", "memory", "row"))
+        added: str | None = row
+        if mode == "GRU":  # whose reset gate comes between
+            added = builder.constant(self._bias("bias_hh" + suffix, order)) if layer.bias else None
         with builder.into(body):
             if in_integers:
                 assert given is not None
                 key = "weight_hh" + suffix
                 weight = self._weight(key, order)
-                products = emit_product(builder, before, given, weight, self.forms[key], recurrent_bias)
+                products = emit_product(builder, before, given, weight, self.forms[key], added)
             else:
                 products = builder.op("MatMul", before, recurrent)
-                if recurrent_bias is not None:
-                    products = builder.op("Add", products, builder.constant(recurrent_bias))
+                if added is not None:
+                    products = builder.op("Add", products, added)
             level = before if carried is None or mode != "GRU" else emit_levels_of(builder, before, carried)
             raw, after_memory = _step(builder, mode, layer.hidden_size, products, row, level, memory)
             if layer.proj_size:
                 raw = builder.op("MatMul", raw, projection)
             after = raw
             if given is not None and in_integers:
-                after = emit_integers(builder, raw, given, is_inside=self._is_inside(given))
+                after = emit_integers(builder, raw, given, known)
             elif given is not None:
                 after = emit_levels(builder, raw, given)
             states = [(before, after), (memory, after_memory)][: 1 + len(cell)]
@@ -206,9 +211,9 @@ class RecurrentEmitter:
             scan_output_directions=[reverse],
         )
         if carried is not None:
-            last[0] = emit_levels_of(builder, last[0], carried)
-            sequence = emit_integers(builder, sequence, carried, is_inside=self._is_inside(carried))
-        return _Sequence(sequence, carried), last
+            last[0] = emit_levels_of(builder, last[0], carried, known)
+            sequence = emit_integers(builder, sequence, carried, known)
+        return _Sequence(sequence, carried, known), last
 
     def _projected(self, builder: GraphBuilder, suffix: str, data: _Sequence) -> str:
         """Products of the inputs of all steps, with every bias that is simply added."""
@@ -222,10 +227,18 @@ class RecurrentEmitter:
         kernel = builder.op("Transpose", self._matrix(builder, key, order), perm=[1, 0])
         return builder.op("Add", builder.op("MatMul", data.levels(builder), kernel), builder.constant(bias))
 
-    def _is_inside(self, given: QuantizedInput) -> bool:
-        """Whether hidden states lie within the range whatever happens: those between -1 and 1."""
-        bounded = self.layer.mode != "RNN_RELU" and not self.layer.proj_size
-        return bool(bounded and given.signed and given.range is not None and given.range >= 1)
+    def _known(self, suffix: str, given: QuantizedInput | None) -> Known:
+        """What is known of hidden states, which a tanh bounds and makes.
+
+        None is zero if the tanh has a bias in each unit: but where roundings of other sums happen to make it, which is
+        another unit in another runtime.
+        """
+        if given is None or not given.signed or self.layer.mode == "RNN_RELU" or self.layer.proj_size:
+            return UNKNOWN
+        order = _LOOP_GATES[self.layer.mode]  # the tanh is last
+        biases = self._bias("bias_ih" + suffix, order) + self._bias("bias_hh" + suffix, order)
+        nonzero = bool((biases[-self.layer.hidden_size :] != 0).all())
+        return Known(inside=given.range is not None and given.range >= 1, nonzero=nonzero)
 
     def _suffixes(self, index: int) -> list[str]:
         return [f"_l{index}", f"_l{index}_reverse"] if self.layer.bidirectional else [f"_l{index}"]
@@ -270,7 +283,10 @@ class RecurrentEmitter:
 def _step(
     builder: GraphBuilder, mode: str, size: int, products: str, row: str, hidden: str, memory: str
 ) -> tuple[str, str]:
-    """Emit one step: the hidden state, not quantized, and the cell state of an LSTM."""
+    """Emit one step: the hidden state, not quantized, and the cell state of an LSTM.
+
+    Products hold the row already, but those of a GRU.
+    """
     if mode == "GRU":
         sizes = builder.integers(2 * size, size)
         entry, candidate = builder.ops("Split", (row, sizes), 2, axis=-1)
@@ -280,10 +296,9 @@ def _step(
         new = builder.op("Tanh", builder.op("Add", candidate, builder.op("Mul", reset, recurrent_candidate)))
         step = builder.op("Mul", update, builder.op("Sub", hidden, new))
         return builder.op("Add", new, step), ""
-    summed = builder.op("Add", products, row)
     if mode != "LSTM":
-        return builder.op("Relu" if mode == "RNN_RELU" else "Tanh", summed), ""
-    gates, candidate = builder.ops("Split", (summed, builder.integers(3 * size, size)), 2, axis=-1)
+        return builder.op("Relu" if mode == "RNN_RELU" else "Tanh", products), ""
+    gates, candidate = builder.ops("Split", (products, builder.integers(3 * size, size)), 2, axis=-1)
     gates = builder.op("Sigmoid", gates)
     entry, forget, exit_ = builder.ops("Split", (gates, builder.integers(size, size, size)), 3, axis=-1)
     added = builder.op("Mul", entry, builder.op("Tanh", candidate))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_balq.export.description import QuantizedInput
-from lightning_balq.export.onnx.activation import emit_integers, emit_levels, emit_levels_of, unit, zero_point
+from lightning_balq.export.onnx.activation import Known, emit_integers, emit_levels, emit_levels_of, unit, zero_point
 from lightning_balq.export.onnx.graph import GraphBuilder
 from lightning_balq.functional import activation_fake_quantize
 from tests.export.onnx.runtimes import evaluate
@@ -60,7 +60,24 @@ def test_values_known_to_lie_inside_need_no_clip():
     given = QuantizedInput(3, 1.0, True, "unit", "signed")
     x = torch.cat([torch.linspace(-1, 1, 4001), torch.zeros(1)])
     builder = GraphBuilder()
-    names = [emit_integers(builder, "x", given, is_inside=inside) for inside in (False, True)]
+    names = [emit_integers(builder, "x", given, Known(inside=inside)) for inside in (False, True)]
     one, other = evaluate(builder, {"x": x}, names)
     assert_equal(one, other)
     assert sum(node.op_type == "Min" for node in builder.nodes) == 1
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_values_known_to_be_no_zeros_are_compared_with_none(signed):
+    given = QuantizedInput(3, 1.0, signed, "unit", "auto")
+    x = torch.linspace(-2, 2, 4000)
+    assert not bool((x == 0).any())
+    graphs = []
+    for known in (Known(), Known(nonzero=True)):
+        builder = GraphBuilder()
+        integers = emit_integers(builder, "x", given, known)
+        names = [integers, emit_levels_of(builder, integers, given, known)]
+        graphs.append((builder, evaluate(builder, {"x": x}, names)))
+    for one, other in zip(*(values for _, values in graphs), strict=True):
+        assert_equal(one, other)
+    counts = [sum(node.op_type == "Equal" for node in builder.nodes) for builder, _ in graphs]
+    assert counts == [2 if signed else 0, 0]

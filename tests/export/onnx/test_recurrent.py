@@ -113,6 +113,32 @@ def test_a_hidden_state_that_is_zero_stays_zero():
         assert not layer(x)[0].detach().any()
 
 
+def body_of(builder):
+    """Kinds of the nodes in the loops."""
+    loops = [node for node in builder.nodes if node.op_type == "Scan"]
+    bodies = [attribute.g for node in loops for attribute in node.attribute if attribute.name == "body"]
+    return [node.op_type for body in bodies for node in body.node]
+
+
+# A GRU compares the state before a step as well, which may be the first, given by the caller.
+@pytest.mark.parametrize(("kind", "place", "fewest"), [(nn.LSTM, 2 * 7, 0), (nn.GRU, 2 * 7, 1), (nn.RNN, 0, 0)])
+def test_states_are_compared_with_zero_only_where_a_unit_has_no_bias(kind, place, fewest):
+    layer = quantized(lambda: kind(5, 7), 2, 3)
+    _, builder, _ = emit(layer, "integer")
+    assert body_of(builder).count("Equal") == fewest and "MatMulInteger" in body_of(builder)
+    with torch.no_grad():
+        layer.bias_ih_l0[place] = 1.0
+        layer.bias_hh_l0[place] = -1.0
+        for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
+            weight.zero_()
+    _, builder, names = emit(layer, "integer")
+    assert body_of(builder).count("Equal") == fewest + 1
+    if kind is nn.GRU:
+        return  # its reset gate comes between the biases
+    outputs = assert_same_as_layer(layer, builder, names, randn(6, 3, 5, seed=4))[0]
+    assert int((outputs == 0).sum()) == 6 * 3
+
+
 def test_emitting_changes_nothing():
     layer = quantized(LAYERS["gru"], 2, 3)
     before = copy.deepcopy(layer.state_dict())
