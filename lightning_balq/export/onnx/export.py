@@ -1,8 +1,10 @@
 """Write a quantized model to an ONNX file."""
 
+import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +128,7 @@ def _traced(
         keywords = dict(example_inputs)
     else:
         arguments = tuple(example_inputs)
-    with placeholders(model, plans), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")  # of torch about its own trees
+    with placeholders(model, plans), _quiet():
         try:
             program = torch.onnx.export(
                 model,
@@ -147,6 +148,20 @@ def _traced(
             raise ours from error
     assert program is not None
     return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Within the context, torch says nothing of its own trees, nor that torchvision has no operators to register."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _ours(error: BaseException | None) -> NotExportableError | None:

@@ -1,6 +1,8 @@
 """Files in ONNX Runtime, with the options that it has by default, are the quantized model."""
 
+import logging
 import re
+import warnings
 from pathlib import Path
 
 import onnx
@@ -156,6 +158,21 @@ def test_lightning_module_after_fit(tmp_path):
     report = export_onnx(model, tmp_path / "m.onnx", x, mode="integer", integer_convolutions=True)
     assert {weight.form for weight in report.weights} == {"int8"}
     assert_same(tmp_path / "m.onnx", model.eval(), [x])
+
+
+def test_torch_logs_and_warns_of_nothing(tmp_path, caplog):
+    model, arguments = quantized("linear", BalancedQuantizer(2))
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.addHandler(caplog.handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            export_onnx(model, tmp_path / "m.onnx", arguments)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+    assert logger.level == level
 
 
 @pytest.mark.parametrize("bits", [1, 3, 4])
