@@ -38,7 +38,7 @@ def test_version_is_the_version_in_the_metadata():
 def test_import_loads_no_optional_package_and_starts_no_gpu():
     # The dependencies come first: what Lightning and torchmetrics load when it is there is their choice.
     script = """
-import lightning.pytorch, rich, sys, torch, torchmetrics
+import jsonargparse, lightning.pytorch, rich, sys, torch, torchmetrics
 before = set(sys.modules)
 import lightning_balq
 print(*{name.partition(".")[0] for name in set(sys.modules) - before}, torch.cuda.is_initialized())
@@ -77,7 +77,7 @@ print(*{name.partition(".")[0] for name in set(sys.modules) - before}, torch.cud
                 "torch",
             },
         ),
-        (".", {"lightning", "lightning_balq", "numpy", "rich", "torch", "torchmetrics", "triton"}),
+        (".", {"jsonargparse", "lightning", "lightning_balq", "numpy", "rich", "torch", "torchmetrics", "triton"}),
     ],
     ids=["functional", "kernels", "nn", "export", "package"],
 )

@@ -1,19 +1,20 @@
 """What each action of the command does; each returns its exit status."""
 
-from argparse import Namespace
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from lightning_balq.cli.as_json import to_json
 from lightning_balq.cli.comparison import RULE, Comparison, compare, compare_exported
 from lightning_balq.cli.engines import run_onnx, run_program
 from lightning_balq.cli.exporting import ONNX, PROGRAM, check_suffix, write_onnx, write_program
 from lightning_balq.cli.page import records_page, summary_page
+from lightning_balq.cli.progress import progress
 from lightning_balq.cli.records import read_records
 from lightning_balq.cli.sources import (
     build_model,
@@ -26,6 +27,7 @@ from lightning_balq.cli.sources import (
 from lightning_balq.cli.summary import Summary, of_checkpoint, of_description
 from lightning_balq.cli.tables import comparison_table, deploy_table, onnx_table, summary_table
 from lightning_balq.export.describe import describe
+from lightning_balq.export.description import Description
 from lightning_balq.export.load import apply_
 from lightning_balq.export.packed import read_packed, write_packed
 from lightning_balq.export.replacing import replacing
@@ -35,22 +37,28 @@ FINE, FAILED, WRONG_INPUT = 0, 1, 2
 
 def run_inspect(options: Namespace) -> int:
     """Say what a file holds."""
-    _print_summary(_inspected(options.file, options), options, _sized(options.file))
+    path = Path(options.file)
+    _print_summary(_inspected(path, options), options, _sized(path))
     return FINE
 
 
 def run_pack(options: Namespace) -> int:
     """Write a packed file."""
-    with _busy("packing"):
-        description = describe(quantized_model(options.model, options.arguments, options.checkpoint))
-        write_packed(description, options.output)
-    _print_summary(of_description(description, "packed"), options, _sized(options.output))
+    path = Path(options.output)
+    with progress(3) as begin:
+        begin("making the model")
+        model = quantized_model(options.model, options.arguments, Path(options.checkpoint))
+        begin("quantizing its weights")
+        description = describe(model)
+        begin("writing")
+        write_packed(description, path)
+    _print_summary(of_description(description, "packed"), options, _sized(path))
     return FINE
 
 
 def run_export(options: Namespace) -> int:
     """Write a file for an engine."""
-    path: Path = options.output
+    path = Path(options.output)
     check_suffix(path)
     given = {
         "--mode": options.mode,
@@ -64,11 +72,14 @@ def run_export(options: Namespace) -> int:
     if options.integer_convolutions and options.mode != "integer":
         raise ValueError("`--integer-convolutions` needs `--mode integer`")
     args, kwargs = _inputs(options)
-    with _busy("exporting"):
-        model = quantized_model(options.model, options.arguments, options.checkpoint)
+    dynamic = _numbers(options.dynamic)
+    with progress(2) as begin:
+        begin("making the model")
+        model = quantized_model(options.model, options.arguments, Path(options.checkpoint))
+        begin("exporting")
         report: Any
         if path.suffix == PROGRAM:
-            report = write_program(model, path, args, kwargs, dynamic=options.dynamic)
+            report = write_program(model, path, args, kwargs, dynamic=dynamic)
             table = deploy_table(report, _sized(path))
         else:
             report = write_onnx(
@@ -78,9 +89,9 @@ def run_export(options: Namespace) -> int:
                 kwargs,
                 mode=options.mode or "portable",
                 integer_convolutions=options.integer_convolutions,
-                dynamic=options.dynamic,
-                input_names=options.input_names,
-                output_names=options.output_names,
+                dynamic=dynamic,
+                input_names=_names(options.input_names),
+                output_names=_names(options.output_names),
             )
             table = onnx_table(report, _sized(path))
     _print(options, {**asdict(report), "path": str(path), "size": path.stat().st_size}, table)
@@ -90,16 +101,21 @@ def run_export(options: Namespace) -> int:
 def run_verify(options: Namespace) -> int:
     """Compare an exported file with its checkpoint."""
     args, kwargs = _inputs(options)
-    path: Path = options.exported
-    with _busy("comparing"):
-        expected = quantized_model(options.model, options.arguments, options.checkpoint)
-        if path.suffix == ONNX:
-            comparison = compare_exported(expected, run_onnx(path, args, kwargs), args, kwargs)
-        elif path.suffix == PROGRAM:
-            comparison = compare_exported(expected, run_program(path, args, kwargs, expected), args, kwargs)
-        else:
-            comparison = _compare_packed(options, expected, args, kwargs)
+    path = Path(options.exported)
     is_engine = path.suffix in (ONNX, PROGRAM)
+    with progress(3) as begin:
+        begin("making the model")
+        expected = quantized_model(options.model, options.arguments, Path(options.checkpoint))
+        begin("running the file" if is_engine else "loading the file")
+        if is_engine:
+            found = run_onnx(path, args, kwargs) if path.suffix == ONNX else run_program(path, args, kwargs, expected)
+            begin("comparing")
+            comparison = compare_exported(expected, found, args, kwargs)
+        else:
+            packed = read_packed(path)
+            actual = _loaded(packed, options)
+            begin("comparing")
+            comparison = compare(expected, actual, packed, args, kwargs)
     passed = comparison.agrees if is_engine else comparison.exact
     rule = RULE if is_engine else "nothing differs"
     _print(
@@ -113,36 +129,43 @@ def run_verify(options: Namespace) -> int:
 
 def run_report(options: Namespace) -> int:
     """Write an HTML report."""
-    source: Path = options.source
+    source, output = Path(options.source), Path(options.output)
     if source.suffix == ".csv":
         if options.model is not None or options.arguments:
             raise ValueError("`--model` and `--arguments` are for a checkpoint, and records need none")
         page = records_page(read_records(source), source.name)
     else:
         page = summary_page(_inspected(source, options), _sized(source))
-    with replacing(options.output) as draft:
+    with replacing(output) as draft:
         draft.write_text(page, encoding="utf-8")
-    size = options.output.stat().st_size
-    _print(options, {"path": str(options.output), "size": size}, _sized(options.output))
+    _print(options, {"path": str(output), "size": output.stat().st_size}, _sized(output))
     return FINE
 
 
 def _inputs(options: Namespace) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if options.inputs is None:
-        return random_inputs(options.shape, options.tokens, options.seed)
+        return random_inputs(_numbers(options.shape), options.tokens, options.seed)
     if options.tokens is not None:
         raise ValueError("`--tokens` is for random inputs, of a `--shape`")
-    return read_inputs(options.inputs)
+    return read_inputs(Path(options.inputs))
 
 
-def _compare_packed(options: Namespace, expected: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Comparison:
-    packed = read_packed(options.exported)
-    actual = build_model(options.model, options.arguments, read_checkpoint(options.checkpoint))
+def _numbers(text: str | None) -> tuple[int, ...]:
+    return tuple(map(int, text.split(","))) if text else ()
+
+
+def _names(text: str | None) -> list[str] | None:
+    return text.split(",") if text else None
+
+
+def _loaded(packed: Description, options: Namespace) -> nn.Module:
+    """The float model with a packed file in it."""
+    model = build_model(options.model, options.arguments, read_checkpoint(Path(options.checkpoint)))
     try:
-        apply_(packed, actual)
+        apply_(packed, model)
     except ValueError as error:
-        raise ValueError(f"{str(options.exported)!r} does not fit the model: {error}") from error
-    return compare(expected, actual, packed, args, kwargs)
+        raise ValueError(f"{options.exported!r} does not fit the model: {error}") from error
+    return model
 
 
 def _verdict(comparison: Comparison, passed: bool, rule: str, is_engine: bool) -> list[str]:
@@ -161,11 +184,16 @@ def _inspected(path: Path, options: Namespace) -> Summary:
         if options.model is not None:
             raise ValueError("`--model` is for a checkpoint; a packed file says everything by itself")
         return of_description(read_packed(path), "packed")
-    with _busy("reading"):
+    with progress(2) as begin:
+        begin("reading")
         if options.model is not None:
-            return of_description(describe(quantized_model(options.model, options.arguments, path)), "checkpoint")
+            model = quantized_model(options.model, options.arguments, path)
+            begin("quantizing its weights")
+            return of_description(describe(model), "checkpoint")
+        checkpoint = read_checkpoint(path)
+        begin("quantizing its weights")
         try:
-            return of_checkpoint(read_checkpoint(path))
+            return of_checkpoint(checkpoint)
         except ValueError as error:
             raise ValueError(f"{str(path)!r}: {error}") from error
 
@@ -188,8 +216,3 @@ def _print(options: Namespace, values: dict[str, Any], *parts: Table | str) -> N
 
 def _sized(path: Path) -> str:
     return f"{path.name}: {path.stat().st_size:,} bytes"
-
-
-def _busy(text: str) -> Any:
-    """Show that something is under way, where somebody looks."""
-    return Console(stderr=True).status(text)

@@ -5,22 +5,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-_aten = torch.ops.aten
-
-SUMMING = {
-    _aten.convolution, _aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.mv, _aten.addmv, _aten.native_batch_norm,
-    _aten._native_batch_norm_legit_no_training,
+SUMMING: set[Callable[..., Any]] = {
+    F.linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.batch_norm,
+    torch.matmul, Tensor.matmul, Tensor.__matmul__,
 }  # fmt: skip
 
 
-class PreciseProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class PreciseProducts(TorchFunctionMode):
     """Within this context, linear layers, convolutions and batch norms of float32 are computed in float64.
 
-    Their results are rounded to float32 again. Everything else is computed as it is, in particular the codes of
-    activations.
+    So are products of matrices. Results are rounded to float32 again. Everything else is computed as it is, in
+    particular the codes of activations.
 
     Example:
         >>> with PreciseProducts():
@@ -28,20 +26,24 @@ class PreciseProducts(TorchDispatchMode):  # type: ignore[no-untyped-call]  # to
         tensor([[1.]])
     """
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self,
-        func: Any,
+        func: Callable[..., Any],
         types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Compute one operation."""
-        call: Callable[..., Any] = func
-        if func.overloadpacket not in SUMMING:
-            return call(*args, **(kwargs or {}))
-        outputs = call(*_cast(args, torch.float32, torch.float64), **_cast(kwargs or {}, torch.float32, torch.float64))
-        return _cast(outputs, torch.float64, torch.float32)
+        """Call one function of torch."""
+        keywords = kwargs or {}
+        if func not in SUMMING or not any(map(_is_single, (*args, *keywords.values()))):
+            return func(*args, **keywords)
+        result = func(*map(_widened, args), **{name: _widened(value) for name, value in keywords.items()})
+        return result.to(torch.float32)
 
 
-def _cast(values: Any, of: torch.dtype, to: torch.dtype) -> Any:
-    return tree_map_only(Tensor, lambda tensor: tensor.to(to) if tensor.dtype == of else tensor, values)
+def _is_single(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32
+
+
+def _widened(value: Any) -> Any:
+    return value.double() if _is_single(value) else value

@@ -107,7 +107,7 @@ def forced(
             if begun[name] > len(calls[name]):
                 return None
             if not isinstance(module, nn.RNNBase):
-                precise.enter_context(PreciseProducts())  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                precise.enter_context(PreciseProducts())
             places, inputs = count(), calls[name][begun[name] - 1].inputs
             return map_tensors((given, keywords), lambda tensor: inputs.get(next(places), tensor))
 

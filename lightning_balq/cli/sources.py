@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-import json
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
@@ -111,21 +110,6 @@ def _hyper_parameters(cls: Callable[..., Any], checkpoint: Mapping[str, Any]) ->
         return {whole: saved}
     takes_all = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     return {key: value for key, value in saved.items() if key in parameters or (takes_all and key[:1] != "_")}
-
-
-def parse_arguments(text: str) -> dict[str, Any]:
-    """Arguments of a call, given as a JSON object.
-
-    Raises:
-        ValueError: if they are not.
-    """
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"`--arguments` must be a JSON object such as '{{\"classes\": 10}}': {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"`--arguments` must be a JSON object such as '{{\"classes\": 10}}', got {text!r}")
-    return found
 
 
 def read_inputs(path: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:

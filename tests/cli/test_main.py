@@ -149,6 +149,21 @@ def test_arguments_override_hyper_parameters(fitted, tmp_path, capsys):
     assert run(*arguments, '{"width": 4}') == 2
     assert "does not fit the model" in capsys.readouterr().err
     assert run(*arguments, '{"width": 5}') == 0
+    assert run(*arguments[:-1], "--arguments.width", 5) == 0
+
+
+def test_options_can_come_from_a_file(fitted, tmp_path, capsys):
+    _, checkpoint = fitted("sized")
+    options = tmp_path / "options.yaml"
+    options.write_text(f"model: {SIZED}\narguments: {{width: 4}}\njson: true\n")
+    assert run("pack", checkpoint, tmp_path / "m", "--config", options) == 2
+    assert "does not fit the model" in capsys.readouterr().err
+    assert run("pack", checkpoint, tmp_path / "m", "--config", options, "--arguments", '{"width": 5}') == 0
+    assert strictly(capsys.readouterr().out)["weights"]
+    options.write_text("modle: a\n")
+    with pytest.raises(SystemExit, match="2"):
+        run("pack", checkpoint, tmp_path / "m", "--config", options)
+    assert "modle" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
