@@ -160,7 +160,7 @@ def test_options_can_come_from_a_file(fitted, tmp_path, capsys):
     assert "does not fit the model" in capsys.readouterr().err
     assert run("pack", checkpoint, tmp_path / "m", "--config", options, "--arguments", '{"width": 5}') == 0
     assert strictly(capsys.readouterr().out)["weights"]
-    options.write_text("modle: a\n")
+    options.write_text(f"model: {SIZED}\nmodle: a\n")
     with pytest.raises(SystemExit, match="2"):
         run("pack", checkpoint, tmp_path / "m", "--config", options)
     assert "modle" in capsys.readouterr().err

@@ -96,7 +96,7 @@ def test_integers_stand_for_the_levels(grid, bits):
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_openvino_decodes_the_same_before_a_product(bits, tmp_path):
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="needs the extra openvino")
     builder = GraphBuilder()
     weight = make_weight((65, 33), bits, per_channel=True, kept=randn(65, 33) > 0)
     eye = torch.eye(65)

@@ -177,7 +177,7 @@ def test_torch_logs_and_warns_of_nothing(tmp_path, caplog):
 
 @pytest.mark.parametrize("bits", [1, 3, 4])
 def test_openvino_runs_the_same_file(bits, tmp_path):
-    pytest.importorskip("openvino")
+    pytest.importorskip("openvino", reason="needs the extra openvino")
     model, arguments = quantized("norms between", BalancedQuantizer(bits), activation_bits=3)
     export_onnx(model, tmp_path / "m.onnx", arguments)
     (found,), (right,) = run_openvino(tmp_path / "m.onnx", arguments), run(model, arguments)
