@@ -116,9 +116,11 @@ def keep_products(source: Path, target: Path) -> None:
     model = onnx.load(source)
     scans = [node for node in model.graph.node if node.op_type == "Scan"]
     for loop in (part.g for node in scans for part in node.attribute if part.name == "body"):
-        states, ends = [value.name for value in loop.input][:-1], [value.name for value in loop.output]
-        identities = zip([*states, states[-1]], ends, strict=True)  # states as they are, and one of them handed out
-        nodes = [*_products(loop), *(onnx.helper.make_node("Identity", [one], [other]) for one, other in identities)]
+        *states, _ = loop.input
+        handed_out = next(state for state in states if state.type == loop.output[-1].type)
+        pairs = zip([*states, handed_out], loop.output, strict=True)  # states as they are, and one of them
+        identities = [onnx.helper.make_node("Identity", [one.name], [other.name]) for one, other in pairs]
+        nodes = [*_products(loop), *identities]
         loop.ClearField("node")
         loop.node.extend(nodes)
     if not scans:

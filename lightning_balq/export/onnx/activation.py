@@ -53,30 +53,42 @@ def emit_integers(builder: GraphBuilder, x: str, given: QuantizedInput, known: K
         given: their levels, of a known range.
         known: what need not be looked at.
     """
+    integers = emit_integers_of(builder, emit_codes(builder, x, given, known), given)
+    if known.nonzero or not given.signed:
+        return integers
+    is_zero = builder.op("Equal", x, builder.floats(0))
+    return builder.op("Where", is_zero, builder.byte(zero_point(given)), integers)
+
+
+def emit_codes(builder: GraphBuilder, x: str, given: QuantizedInput, known: Known = UNKNOWN) -> str:
+    """Emit the codes of ``x``, uint8; a zero gets that of a level beside it."""
     scale, lower = _scale_and_lower(given)
-    largest = 2**given.bits - 1
     shifted = builder.op("Sub", x, builder.floats(lower)) if given.signed else x
     codes = builder.op("QuantizeLinear", shifted, builder.floats(scale), builder.byte(0))
-    if given.bits < 8 and not known.inside:
-        codes = builder.op("Min", codes, builder.byte(largest))
+    return codes if given.bits == 8 or known.inside else builder.op("Min", codes, builder.byte(2**given.bits - 1))
+
+
+def emit_integers_of(builder: GraphBuilder, codes: str, given: QuantizedInput) -> str:
+    """Emit the integers of the levels that codes stand for."""
+    return builder.op("BitShift", codes, builder.byte(1), direction="LEFT") if given.signed else codes
+
+
+def emit_levels_of_codes(builder: GraphBuilder, codes: str, given: QuantizedInput) -> str:
+    """Emit the levels that codes stand for, bit for bit :func:`emit_levels`."""
+    scale, lower = _scale_and_lower(given)
     if not given.signed:
-        return codes
-    doubled = builder.op("BitShift", codes, builder.byte(1), direction="LEFT")
-    if known.nonzero:
-        return doubled
-    is_zero = builder.op("Equal", x, builder.floats(0))
-    return builder.op("Where", is_zero, builder.byte(largest), doubled)
+        return builder.op("Mul", builder.cast(codes, "FLOAT"), builder.floats(scale))
+    values = builder.op("DequantizeLinear", codes, builder.floats(scale))
+    return builder.op("Add", values, builder.floats(lower))
 
 
-def emit_levels_of(builder: GraphBuilder, integers: str, given: QuantizedInput, known: Known = UNKNOWN) -> str:
+def emit_levels_of(builder: GraphBuilder, integers: str, given: QuantizedInput) -> str:
     """Emit the levels that integers of :func:`emit_integers` stand for, bit for bit :func:`emit_levels`."""
-    _, lower = _scale_and_lower(given)
     if not given.signed:
-        return builder.op("Mul", builder.cast(integers, "FLOAT"), builder.floats(unit(given)))
+        return emit_levels_of_codes(builder, integers, given)
+    _, lower = _scale_and_lower(given)
     values = builder.op("DequantizeLinear", integers, builder.floats(unit(given)))
     levels = builder.op("Add", values, builder.floats(lower))
-    if known.nonzero:
-        return levels
     zero = torch.tensor(zero_point(given), dtype=torch.float32) * unit(given)
     is_zero = builder.op("Equal", values, builder.constant(zero))
     return builder.op("Where", is_zero, builder.floats(0), levels)

@@ -82,10 +82,14 @@ class _Expander:
 
     def finish(self, graph: Any) -> None:
         """Put constants, and nodes that depend on them alone, into the main graph; drop what nothing uses."""
-        nodes = [*self.builder.head, *graph.node]
+        used = {output.name for output in graph.output} | set(self.marks.values())
+        nodes = []
+        for node in reversed([*self.builder.head, *graph.node]):
+            if not used.isdisjoint(node.output):
+                nodes.append(node)
+                used |= _read(node)
         del graph.node[:]
-        graph.node.extend(nodes)
-        used = {output.name for output in graph.output} | _read(graph)
+        graph.node.extend(reversed(nodes))
         kept = [value for value in [*graph.initializer, *self.builder.initializers.values()] if value.name in used]
         del graph.initializer[:]
         graph.initializer.extend(kept)
@@ -122,12 +126,10 @@ class _Expander:
         return plan.layer, plan.described.weights["weight"], plan.input_of("weight"), plan.forms["weight"]
 
 
-def _read(graph: Any) -> set[str]:
-    """Names that nodes of a graph read, those within its nodes included."""
-    names: set[str] = set()
-    for node in graph.node:
-        names |= set(node.input)
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                names |= _read(inner) | {output.name for output in inner.output}
+def _read(node: Any) -> set[str]:
+    """Names that a node reads, the nodes of graphs within it included."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            names |= {output.name for output in inner.output}.union(*map(_read, inner.node))
     return names

@@ -4,14 +4,23 @@ A quantized hidden state is carried from step to step as levels, or as the integ
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_balq.export.description import QuantizedInput, QuantizedLayer, QuantizedWeight
-from lightning_balq.export.onnx.activation import UNKNOWN, Known, emit_integers, emit_levels, emit_levels_of
+from lightning_balq.export.onnx.activation import (
+    UNKNOWN,
+    Known,
+    emit_codes,
+    emit_integers,
+    emit_integers_of,
+    emit_levels,
+    emit_levels_of,
+    emit_levels_of_codes,
+)
 from lightning_balq.export.onnx.decode import decode_levels, with_rows
 from lightning_balq.export.onnx.forms import WeightForm
 from lightning_balq.export.onnx.graph import GraphBuilder
@@ -29,14 +38,27 @@ _LOOP_GATES = {"LSTM": (0, 1, 3, 2), "GRU": (0, 1, 2), "RNN_TANH": (0,), "RNN_RE
 
 @dataclass(frozen=True)
 class _Sequence:
-    """Hidden states or inputs of all steps, shape ``(T, B, F)``: float values, or integers and what they stand for."""
+    """Hidden states or inputs of all steps, shape ``(T, B, F)``.
+
+    Attributes:
+        name: of float values; or, if it is known what they stand for, of integers, or of codes.
+        given: what they stand for.
+        is_codes: whether they are codes, none of a zero.
+    """
 
     name: str
     given: QuantizedInput | None = None
-    known: Known = UNKNOWN
+    is_codes: bool = False
 
     def levels(self, builder: GraphBuilder) -> str:
-        return self.name if self.given is None else emit_levels_of(builder, self.name, self.given, self.known)
+        if self.given is None:
+            return self.name
+        return (emit_levels_of_codes if self.is_codes else emit_levels_of)(builder, self.name, self.given)
+
+    def integers(self, builder: GraphBuilder) -> "_Sequence":
+        if self.given is None or not self.is_codes:
+            return self
+        return _Sequence(emit_integers_of(builder, self.name, self.given), self.given)
 
 
 @dataclass(frozen=True)
@@ -130,6 +152,8 @@ class RecurrentEmitter:
             for place, suffix in enumerate(self._suffixes(index))
         ]
         outputs = [run[0] for run in runs]
+        if not all(output.is_codes for output in outputs):
+            outputs = [output.integers(builder) for output in outputs]
         joined = outputs[0].name
         if len(runs) > 1:
             joined = builder.op("Concat", *(output.name for output in outputs), axis=-1)
@@ -139,8 +163,7 @@ class RecurrentEmitter:
             for column in zip(*(run[1] for run in runs), strict=True)
         ]
         last = [column[0] if len(column) == 1 else builder.op("Concat", *column, axis=0) for column in ends]
-        known = Known(all(output.known.inside for output in outputs), all(output.known.nonzero for output in outputs))
-        return _Sequence(joined, outputs[0].given, known), last[0], last[1] if len(last) > 1 else ""
+        return replace(outputs[0], name=joined), last[0], last[1] if len(last) > 1 else ""
 
     def _loop(
         self, builder: GraphBuilder, suffix: str, given: QuantizedInput | None, data: _Sequence, starts: list[str]
@@ -151,6 +174,7 @@ class RecurrentEmitter:
         in_integers = f"weight_hh{suffix}" in self.forms
         carried = given if in_integers else None
         known = self._known(suffix, given)
+        hands_codes = carried is not None and known.nonzero
         projected = self._projected(builder, suffix, data)
         hidden, *cell = starts
         if given is not None:
@@ -181,16 +205,20 @@ class RecurrentEmitter:
             raw, after_memory = _step(builder, mode, layer.hidden_size, products, row, level, memory)
             if layer.proj_size:
                 raw = builder.op("MatMul", raw, projection)
-            after = raw
-            if given is not None and in_integers:
-                after = emit_integers(builder, raw, given, known)
-            elif given is not None:
-                after = emit_levels(builder, raw, given)
+            # What the loop hands out must have a name of its own; on the way to the next state some cost nothing.
+            if carried is None:
+                after = raw if given is None else emit_levels(builder, raw, given)
+                output = builder.op("Identity", after)
+            elif hands_codes:
+                output = emit_codes(builder, raw, carried, known)
+                after = emit_integers_of(builder, output, carried)
+            else:
+                output = raw
+                after = emit_integers(builder, raw, carried, known)
             states = [(before, after), (memory, after_memory)][: 1 + len(cell)]
-            # What the loop hands out must have a name of its own; before quantizing it has one at no cost.
-            output = raw if in_integers else builder.op("Identity", after)
         types = onnx_library().TensorProto
         hidden_type = types.FLOAT if carried is None else types.UINT8
+        output_type = types.UINT8 if hands_codes else types.FLOAT
         inputs = [(before, hidden_type), (memory, types.FLOAT)][: 1 + len(cell)]
         outputs = [(after, hidden_type), (after_memory, types.FLOAT)][: 1 + len(cell)]
         helper = onnx_library("helper")
@@ -198,7 +226,7 @@ class RecurrentEmitter:
             body,
             builder.name("step"),
             [helper.make_tensor_value_info(name, kind, None) for name, kind in [*inputs, (row, types.FLOAT)]],
-            [helper.make_tensor_value_info(name, kind, None) for name, kind in [*outputs, (output, types.FLOAT)]],
+            [helper.make_tensor_value_info(name, kind, None) for name, kind in [*outputs, (output, output_type)]],
         )
         reverse = int(suffix.endswith("_reverse"))
         *last, sequence = builder.ops(
@@ -210,10 +238,12 @@ class RecurrentEmitter:
             scan_input_directions=[reverse],
             scan_output_directions=[reverse],
         )
-        if carried is not None:
-            last[0] = emit_levels_of(builder, last[0], carried, known)
+        if carried is None:
+            return _Sequence(sequence), last
+        last[0] = emit_levels_of(builder, last[0], carried)
+        if not hands_codes:
             sequence = emit_integers(builder, sequence, carried, known)
-        return _Sequence(sequence, carried, known), last
+        return _Sequence(sequence, carried, hands_codes), last
 
     def _projected(self, builder: GraphBuilder, suffix: str, data: _Sequence) -> str:
         """Products of the inputs of all steps, with every bias that is simply added."""
@@ -223,7 +253,7 @@ class RecurrentEmitter:
             bias = bias + self._bias("bias_hh" + suffix, order)
         if key in self.forms and data.given is not None:
             weight = self._weight(key, order)
-            return emit_product(builder, data.name, data.given, weight, self.forms[key], bias)
+            return emit_product(builder, data.integers(builder).name, data.given, weight, self.forms[key], bias)
         kernel = builder.op("Transpose", self._matrix(builder, key, order), perm=[1, 0])
         return builder.op("Add", builder.op("MatMul", data.levels(builder), kernel), builder.constant(bias))
 

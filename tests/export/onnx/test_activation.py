@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from lightning_balq.export.description import QuantizedInput
-from lightning_balq.export.onnx.activation import Known, emit_integers, emit_levels, emit_levels_of, unit, zero_point
+from lightning_balq.export.onnx.activation import (
+    Known,
+    emit_codes,
+    emit_integers,
+    emit_levels,
+    emit_levels_of,
+    emit_levels_of_codes,
+    unit,
+    zero_point,
+)
 from lightning_balq.export.onnx.graph import GraphBuilder
 from lightning_balq.functional import activation_fake_quantize
 from tests.export.onnx.runtimes import evaluate
@@ -71,13 +80,15 @@ def test_values_known_to_be_no_zeros_are_compared_with_none(signed):
     given = QuantizedInput(3, 1.0, signed, "unit", "auto")
     x = torch.linspace(-2, 2, 4000)
     assert not bool((x == 0).any())
-    graphs = []
+    graphs, counts = [], []
     for known in (Known(), Known(nonzero=True)):
         builder = GraphBuilder()
         integers = emit_integers(builder, "x", given, known)
-        names = [integers, emit_levels_of(builder, integers, given, known)]
-        graphs.append((builder, evaluate(builder, {"x": x}, names)))
-    for one, other in zip(*(values for _, values in graphs), strict=True):
+        counts.append(sum(node.op_type == "Equal" for node in builder.nodes))
+        codes = emit_codes(builder, "x", given, known)
+        names = [integers, emit_levels_of(builder, integers, given), emit_levels_of_codes(builder, codes, given)]
+        graphs.append(evaluate(builder, {"x": x}, names))
+    for one, other in zip(*graphs, strict=True):
         assert_equal(one, other)
-    counts = [sum(node.op_type == "Equal" for node in builder.nodes) for builder, _ in graphs]
-    assert counts == [2 if signed else 0, 0]
+    assert_equal(graphs[0][1], graphs[0][2])
+    assert counts == [int(signed), 0]

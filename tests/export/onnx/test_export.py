@@ -160,6 +160,28 @@ def test_lightning_module_after_fit(tmp_path):
     assert_same(tmp_path / "m.onnx", model.eval(), [x])
 
 
+@pytest.mark.parametrize("mode", ["portable", "integer"])
+def test_what_nothing_uses_is_not_in_the_file(mode, tmp_path):
+    class States(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.LSTM(5, 7, num_layers=2)
+
+        def forward(self, x):
+            return self.rnn(x)[0]  # and not the last states
+
+    model, x = States(), randn(4, 3, 5)
+    quantize_(model, everything(BalancedQuantizer(2), activation_bits=3))
+    observe(model, [x])
+    export_onnx(model.eval(), tmp_path / "m.onnx", x, mode=mode)
+    graph = onnx.load(tmp_path / "m.onnx").graph
+    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    read |= {name for node in graph.node for part in node.attribute for inner in part.g.node for name in inner.input}
+    assert [node.name for node in graph.node if read.isdisjoint(node.output)] == []
+    assert [value.name for value in graph.initializer if value.name not in read] == []
+    assert_same(tmp_path / "m.onnx", model, [x])
+
+
 def test_torch_logs_and_warns_of_nothing(tmp_path, caplog):
     model, arguments = quantized("linear", BalancedQuantizer(2))
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
