@@ -50,6 +50,8 @@ def test_the_oldest_versions_are_the_lower_bounds_of_the_package() -> None:
     package = text[text.index("dependencies = [") : text.index("[project.scripts]")]
     bounds = re.findall(r'"([a-z-]+)>=([\d.]+),<', package) + re.findall(r'"(pytorch-lightning)>=([\d.]+),<', text)
 
-    assert {name for name, _ in bounds} == {"lightning", "pytorch-lightning", "rich", "torch", "torchmetrics"}
+    assert {name for name, _ in bounds} == {
+        "jsonargparse", "lightning", "pytorch-lightning", "rich", "torch", "torchmetrics",
+    }  # fmt: skip
     for name, bound in bounds:
         assert re.search(rf"^{name}=={re.escape(bound)}(\.0)*$", pins, re.MULTILINE), name

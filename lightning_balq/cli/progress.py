@@ -28,8 +28,11 @@ def progress(steps: int, console: Console | None = None) -> Iterator[Note]:
         ...     begin("writing")
     """
     console = console or Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield lambda step: None
+        return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task, begun = bar.add_task("", total=steps), 0
 
         def begin(step: str) -> None:
