@@ -5,7 +5,7 @@ A quantized hidden state is carried from step to step as levels, or as the integ
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -169,42 +169,19 @@ class RecurrentEmitter:
         self, builder: GraphBuilder, suffix: str, given: QuantizedInput | None, data: _Sequence, starts: list[str]
     ) -> tuple[_Sequence, list[str]]:
         """One direction of one layer: hidden states of all steps, and the last hidden and cell state."""
-        layer, mode = self.layer, self.layer.mode
-        order = _LOOP_GATES[mode]
-        in_integers = f"weight_hh{suffix}" in self.forms
-        carried = given if in_integers else None
+        carried = given if f"weight_hh{suffix}" in self.forms else None
         known = self._known(suffix, given)
         hands_codes = carried is not None and known.nonzero
         projected = self._projected(builder, suffix, data)
         hidden, *cell = starts
         if given is not None:
-            quantize = emit_integers if in_integers else emit_levels
-            hidden = quantize(builder, hidden, given)
-        with builder.into(builder.head):  # constants of the loop
-            if not in_integers:
-                recurrent = builder.op("Transpose", self._matrix(builder, "weight_hh" + suffix, order), perm=[1, 0])
-            if layer.proj_size:
-                projection = builder.op("Transpose", self._matrix(builder, "weight_hr" + suffix), perm=[1, 0])
+            hidden = (emit_levels if carried is None else emit_integers)(builder, hidden, given)
 
-        body: list[Any] = []
+        types = onnx_library().TensorProto
         before, memory, row = (builder.name(kind) for kind in ("state", "memory", "row"))
-        added: str | None = row
-        if mode == "GRU":  # whose reset gate comes between
-            added = builder.constant(self._bias("bias_hh" + suffix, order)) if layer.bias else None
+        body: list[Any] = []
         with builder.into(body):
-            if in_integers:
-                assert given is not None
-                key = "weight_hh" + suffix
-                weight = self._weight(key, order)
-                products = emit_product(builder, before, given, weight, self.forms[key], added)
-            else:
-                products = builder.op("MatMul", before, recurrent)
-                if added is not None:
-                    products = builder.op("Add", products, added)
-            level = before if carried is None or mode != "GRU" else emit_levels_of(builder, before, carried)
-            raw, after_memory = _step(builder, mode, layer.hidden_size, products, row, level, memory)
-            if layer.proj_size:
-                raw = builder.op("MatMul", raw, projection)
+            raw, after_memory = self._step(builder, suffix, carried, before, memory, row)
             # What the loop hands out must have a name of its own; on the way to the next state some cost nothing.
             if carried is None:
                 after = raw if given is None else emit_levels(builder, raw, given)
@@ -215,35 +192,41 @@ class RecurrentEmitter:
             else:
                 output = raw
                 after = emit_integers(builder, raw, carried, known)
-            states = [(before, after), (memory, after_memory)][: 1 + len(cell)]
-        types = onnx_library().TensorProto
-        hidden_type = types.FLOAT if carried is None else types.UINT8
-        output_type = types.UINT8 if hands_codes else types.FLOAT
-        inputs = [(before, hidden_type), (memory, types.FLOAT)][: 1 + len(cell)]
-        outputs = [(after, hidden_type), (after_memory, types.FLOAT)][: 1 + len(cell)]
-        helper = onnx_library("helper")
-        graph = helper.make_graph(
-            body,
-            builder.name("step"),
-            [helper.make_tensor_value_info(name, kind, None) for name, kind in [*inputs, (row, types.FLOAT)]],
-            [helper.make_tensor_value_info(name, kind, None) for name, kind in [*outputs, (output, output_type)]],
-        )
-        reverse = int(suffix.endswith("_reverse"))
-        *last, sequence = builder.ops(
-            "Scan",
-            (hidden, *cell, projected),
-            len(states) + 1,
-            body=graph,
-            num_scan_inputs=1,
-            scan_input_directions=[reverse],
-            scan_output_directions=[reverse],
-        )
+        states = [_State(hidden, before, after, types.FLOAT if carried is None else types.UINT8)]
+        states += [_State(start, memory, after_memory, types.FLOAT) for start in cell]
+        handed = _State(projected, row, output, types.UINT8 if hands_codes else types.FLOAT)
+        *last, sequence = _scan(builder, body, states, handed, reverse=suffix.endswith("_reverse"))
         if carried is None:
             return _Sequence(sequence), last
         last[0] = emit_levels_of(builder, last[0], carried)
         if not hands_codes:
             sequence = emit_integers(builder, sequence, carried, known)
         return _Sequence(sequence, carried, hands_codes), last
+
+    def _step(
+        self, builder: GraphBuilder, suffix: str, carried: QuantizedInput | None, before: str, memory: str, row: str
+    ) -> tuple[str, str]:
+        """Emit one step in the body of a loop: the hidden state, not quantized, and the cell state of an LSTM."""
+        layer, mode, key = self.layer, self.layer.mode, "weight_hh" + suffix
+        order = _LOOP_GATES[mode]
+        added: str | None = row
+        if mode == "GRU":  # whose reset gate comes between
+            added = builder.constant(self._bias("bias_hh" + suffix, order)) if layer.bias else None
+        if carried is not None:
+            products = emit_product(builder, before, carried, self._weight(key, order), self.forms[key], added)
+        else:
+            with builder.into(builder.head):  # constant in the loop
+                recurrent = builder.op("Transpose", self._matrix(builder, key, order), perm=[1, 0])
+            products = builder.op("MatMul", before, recurrent)
+            if added is not None:
+                products = builder.op("Add", products, added)
+        level = before if carried is None or mode != "GRU" else emit_levels_of(builder, before, carried)
+        raw, after_memory = _gates(builder, mode, layer.hidden_size, products, row, level, memory)
+        if layer.proj_size:
+            with builder.into(builder.head):
+                projection = builder.op("Transpose", self._matrix(builder, "weight_hr" + suffix), perm=[1, 0])
+            raw = builder.op("MatMul", raw, projection)
+        return raw, after_memory
 
     def _projected(self, builder: GraphBuilder, suffix: str, data: _Sequence) -> str:
         """Products of the inputs of all steps, with every bias that is simply added."""
@@ -310,7 +293,41 @@ class RecurrentEmitter:
         return [builder.op("Gather", states, builder.constant(place), axis=0) for place in places]
 
 
-def _step(
+class _State(NamedTuple):
+    """A value that a loop carries: its start, its names before and after a step, and its type.
+
+    Of rows, which go in and come out one by one: all of them, the names of one that goes in and one that comes out, and
+    the type of the latter.
+    """
+
+    start: str
+    before: str
+    after: str
+    kind: int
+
+
+def _scan(builder: GraphBuilder, body: list[Any], states: list[_State], rows: _State, *, reverse: bool) -> list[str]:
+    """Emit a loop over rows of float32: the last states, and all rows that came out."""
+    helper = onnx_library("helper")
+    given = [*((state.before, state.kind) for state in states), (rows.before, onnx_library().TensorProto.FLOAT)]
+    graph = helper.make_graph(
+        body,
+        builder.name("step"),
+        [helper.make_tensor_value_info(name, kind, None) for name, kind in given],
+        [helper.make_tensor_value_info(state.after, state.kind, None) for state in (*states, rows)],
+    )
+    return builder.ops(
+        "Scan",
+        tuple(state.start for state in (*states, rows)),
+        len(states) + 1,
+        body=graph,
+        num_scan_inputs=1,
+        scan_input_directions=[int(reverse)],
+        scan_output_directions=[int(reverse)],
+    )
+
+
+def _gates(
     builder: GraphBuilder, mode: str, size: int, products: str, row: str, hidden: str, memory: str
 ) -> tuple[str, str]:
     """Emit one step: the hidden state, not quantized, and the cell state of an LSTM.
